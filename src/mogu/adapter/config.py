@@ -1,0 +1,118 @@
+"""Configuration of a MoGU adapter, as a peft config."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from peft.config import PeftConfig
+from peft.utils import peft_types
+
+from mogu.errors import ConfigError
+
+Stage = Literal["glad", "unwill", "routed"]
+RouterForm = Literal["factored", "folded"]
+
+STAGES: tuple[str, ...] = get_args(Stage)
+ROUTER_FORMS: tuple[str, ...] = get_args(RouterForm)
+
+TARGET_MODULES: dict[str, list[str]] = {
+    **dict.fromkeys(
+        (
+            "llama mistral mixtral qwen2 qwen2_moe qwen3 qwen3_moe gemma gemma2 gemma3_text gemma3 phi3 olmo olmo2 "
+            "stablelm starcoder2 cohere cohere2 granite smollm3"
+        ).split(),
+        ["self_attn.o_proj"],
+    ),
+    "falcon": ["self_attention.dense"],
+    "bloom": ["self_attention.dense"],
+    "gpt_neox": ["attention.dense"],
+    "phi": ["self_attn.dense"],
+    "opt": ["self_attn.out_proj"],
+    "gptj": ["attn.out_proj"],
+    "mpt": ["attn.out_proj"],
+    "gpt2": ["attn.c_proj"],
+}
+"""Attention output projection by transformers ``model_type``. peft has no such table."""
+
+
+def _add_peft_type() -> None:
+    """Give peft's closed ``PeftType`` enum the member ``MOGU``.
+
+    ``register_peft_method`` demands it, and a plain string instead breaks wherever peft reads ``.value``.
+    """
+    if "MOGU" in peft_types.PeftType.__members__:
+        return
+    member = str.__new__(peft_types.PeftType, "MOGU")
+    member._name_, member._value_ = "MOGU", "MOGU"
+    peft_types.PeftType._member_map_["MOGU"] = member
+    peft_types.PeftType._member_names_.append("MOGU")
+    peft_types.PeftType._value2member_map_["MOGU"] = member
+    type.__setattr__(peft_types.PeftType, "MOGU", member)
+
+
+_add_peft_type()
+
+
+@dataclass
+class MoguConfig(PeftConfig):
+    """One adapter: both responders and the routers (MoGU paper, section 3).
+
+    Raises:
+        ConfigError: A value out of range, or fields that contradict each other.
+    """
+
+    r: int = field(default=8, metadata={"help": "LoRA rank of the responders."})
+    lora_alpha: float = field(default=16, metadata={"help": "LoRA scale is lora_alpha / r."})
+    lora_dropout: float = field(default=0.05, metadata={"help": "Dropout on the responders' input while training them."})
+    target_modules: list[str] | str | None = field(
+        default=None, metadata={"help": "Attention output projections; None looks the architecture up."}
+    )
+    exclude_modules: list[str] | str | None = field(default=None, metadata={"help": "Modules to leave alone."})
+    layers_to_transform: list[int] | int | None = field(
+        default=None, metadata={"help": "Decoder layers with responders and routers; None is all of them (v1)."}
+    )
+    layers_pattern: list[str] | str | None = field(default=None, metadata={"help": "Name of the layer list, if unusual."})
+    router: RouterForm = field(
+        default="factored",
+        metadata={"help": "'factored' has the published three matrices, 'folded' their product, a logistic probe."},
+    )
+    router_width: int = field(default=512, metadata={"help": "Inner width of a factored router."})
+    routed_tokens: int = field(default=5, metadata={"help": "m: new tokens decoded with routing before the plain base."})
+    shift: float = field(
+        default=0.0, metadata={"help": "Added to the unwill router's logit and taken from the glad router's."}
+    )
+    stage: Stage = field(default="routed", metadata={"help": "Which part answers and trains: glad, unwill or routed."})
+    base_model: str | None = field(default=None, metadata={"help": "What the user calls the base: a name, id or path."})
+    bias: str = field(default="none", metadata={"help": "Only 'none': biases of the base are never trained."})
+    modules_to_save: list[str] | None = field(default=None, metadata={"help": "As in every peft config."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = peft_types.PeftType("MOGU")
+        if isinstance(self.target_modules, (set, tuple)):
+            self.target_modules = sorted(self.target_modules)
+        if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
+            raise ConfigError("layers_to_transform is ignored when target_modules is a regex; give target_modules as a list")
+        if self.layers_pattern and self.layers_to_transform is None:
+            raise ConfigError("layers_pattern needs layers_to_transform")
+        if self.bias != "none":
+            raise ConfigError(f"bias must be 'none', not {self.bias!r}: disabling the adapter must restore the base exactly")
+        if self.stage not in STAGES:
+            raise ConfigError(f"unknown stage {self.stage!r}; choose from {', '.join(STAGES)}")
+        if self.router not in ROUTER_FORMS:
+            raise ConfigError(f"unknown router form {self.router!r}; choose from {', '.join(ROUTER_FORMS)}")
+        for name, low in (("r", 1), ("router_width", 1), ("routed_tokens", 0)):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < low:
+                raise ConfigError(f"{name} must be an integer of at least {low}, not {getattr(self, name)!r}")
+        if not 0 <= self.lora_dropout < 1:
+            raise ConfigError(f"lora_dropout must be in [0, 1), not {self.lora_dropout!r}")
+
+    @property
+    def scaling(self) -> float:
+        """LoRA scale s = lora_alpha / r."""
+        return self.lora_alpha / self.r
+
+    def to_dict(self) -> dict[str, Any]:
+        """As saved: sets become sorted lists, so that two saves of one adapter are equal byte for byte."""
+        return {k: sorted(v) if isinstance(v, set) else v for k, v in super().to_dict().items()}

@@ -1,0 +1,137 @@
+"""The routed attention output projection.
+
+With x the projection's input at one token, W the frozen base projection (with its bias, if any), s the LoRA scale, and
+u, g the router weights of the unwilling and the glad responder (MoGU paper, section 3):
+
+    y = (u + g) · W x + s · (u · B_u A_u x + g · B_g A_g x)
+
+While one responder is trained or looked at alone, its weight is 1 and the other's 0.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer, _get_in_out_features
+from torch import nn
+
+from mogu.adapter.config import MoguConfig, Stage
+from mogu.adapter.router import FactoredRouter, FoldedRouter
+from mogu.errors import AdapterError
+
+_RESPONDER = {
+    "glad": ("mogu_glad_A", "mogu_glad_B"),
+    "unwill": ("mogu_unwill_A", "mogu_unwill_B"),
+}
+_ROUTERS = ("mogu_glad_router", "mogu_unwill_router")
+
+
+class MoguLayer(BaseTunerLayer):
+    """Marks the layers of a MoGU adapter for peft."""
+
+    adapter_layer_names = (*_RESPONDER["glad"], *_RESPONDER["unwill"], *_ROUTERS)
+    other_param_names = ("mogu_scaling", "mogu_shift", "mogu_stage", "mogu_dropout")
+
+
+class MoguLinear(nn.Module, MoguLayer):
+    """A frozen projection with a glad and an unwilling responder and a router for each."""
+
+    def __init__(self, base_layer: nn.Module, adapter_name: str, config: MoguConfig) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        in_features, out_features = _get_in_out_features(self.get_base_layer())
+        if in_features is None or out_features is None:
+            raise AdapterError(f"cannot put responders on a {type(base_layer).__name__}: it is no linear projection")
+        self.in_features, self.out_features = in_features, out_features
+        self.mogu_glad_A = nn.ParameterDict()
+        self.mogu_glad_B = nn.ParameterDict()
+        self.mogu_unwill_A = nn.ParameterDict()
+        self.mogu_unwill_B = nn.ParameterDict()
+        self.mogu_glad_router = nn.ModuleDict()
+        self.mogu_unwill_router = nn.ModuleDict()
+        self.mogu_scaling: dict[str, float] = {}
+        self.mogu_shift: dict[str, float] = {}
+        self.mogu_stage: dict[str, Stage] = {}
+        self.mogu_dropout: dict[str, float] = {}
+        # Own copies: the class attributes of BaseTunerLayer are shared between all layers.
+        self.frozen_peft_weight_names: dict[str, tuple[str, ...]] = {}
+        self.merged_adapters: list[str] = []
+        self._disable_adapters = False
+        self._active_adapter = adapter_name
+        self.recorded: tuple[torch.Tensor, torch.Tensor] | None = None
+        """Unwill and glad weights (batch, tokens) of the last forward while ``recording``."""
+        self.recording = False
+        self.update_layer(adapter_name, config)
+
+    def update_layer(self, adapter_name: str, config: MoguConfig) -> None:
+        """Add one adapter to this layer; its B matrices start at zero, as LoRA's do."""
+        self.mogu_scaling[adapter_name] = config.scaling
+        self.mogu_shift[adapter_name] = config.shift
+        self.mogu_dropout[adapter_name] = config.lora_dropout
+        for name_a, name_b in _RESPONDER.values():
+            a = torch.empty(config.r, self.in_features)
+            nn.init.kaiming_uniform_(a, a=math.sqrt(5))
+            getattr(self, name_a)[adapter_name] = nn.Parameter(a)
+            getattr(self, name_b)[adapter_name] = nn.Parameter(torch.zeros(self.out_features, config.r))
+        for name in _ROUTERS:
+            getattr(self, name)[adapter_name] = (
+                FoldedRouter(self.in_features)
+                if config.router == "folded"
+                else FactoredRouter(self.in_features, config.router_width)
+            )
+        self._move_adapter_to_device_of_base_layer(adapter_name)
+        self.set_stage(adapter_name, config.stage)
+        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+
+    def set_stage(self, adapter_name: str, stage: Stage) -> None:
+        """Choose which part of the adapter answers; the parameters of the others stay frozen."""
+        self.mogu_stage[adapter_name] = stage
+        trained = _ROUTERS if stage == "routed" else _RESPONDER[stage]
+        self.frozen_peft_weight_names[adapter_name] = tuple(n for n in self.adapter_layer_names if n not in trained)
+
+    def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
+        """Activate one adapter (peft calls this also with an empty list)."""
+        if not isinstance(adapter_names, str) and len(adapter_names) > 1:
+            raise AdapterError(f"only one MoGU adapter can be active, not {', '.join(adapter_names)}")
+        super().set_adapter(adapter_names, inference_mode=inference_mode)
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Impossible: what routers add depends on the input."""
+        raise AdapterError("a MoGU adapter cannot be merged into the base: its routers depend on the input")
+
+    def unmerge(self) -> None:
+        """Impossible, as nothing was merged."""
+        raise AdapterError("a MoGU adapter is never merged, so there is nothing to unmerge")
+
+    def router_weights(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Unwill and glad weights in (0, 1), each of shape x.shape[:-1], of inputs (..., d_in)."""
+        name = self.active_adapters[0]
+        shift = self.mogu_shift[name]
+        unwill = torch.sigmoid(self.mogu_unwill_router[name](x) + shift)
+        glad = torch.sigmoid(self.mogu_glad_router[name](x) - shift)
+        return unwill, glad
+
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Projection of x (..., d_in) to (..., d_out), in the base's dtype."""
+        result = self.base_layer(x, *args, **kwargs)
+        name = next(iter(self.active_adapters), None)
+        if self.disable_adapters or name is None or name not in self.mogu_stage:
+            return result
+        stage = self.mogu_stage[name]
+        if stage != "routed":
+            return result + self._responder(stage, name, x, self.mogu_dropout[name]).to(result.dtype)
+        unwill, glad = self.router_weights(x)
+        if self.recording:
+            self.recorded = (unwill, glad)
+        unwill, glad = unwill.unsqueeze(-1), glad.unsqueeze(-1)
+        delta = unwill * self._responder("unwill", name, x) + glad * self._responder("glad", name, x)
+        return result * (unwill + glad).to(result.dtype) + delta.to(result.dtype)
+
+    def _responder(self, responder: str, name: str, x: torch.Tensor, dropout: float = 0.0) -> torch.Tensor:
+        """s · B A x of one responder, (..., d_out), in the adapter's dtype."""
+        name_a, name_b = _RESPONDER[responder]
+        a, b = getattr(self, name_a)[name], getattr(self, name_b)[name]
+        x = nn.functional.dropout(x.to(a.dtype), dropout, self.training)
+        return nn.functional.linear(nn.functional.linear(x, a), b) * self.mogu_scaling[name]

@@ -1,0 +1,170 @@
+"""The peft tuner, and the few switches that training and decoding need on a model that carries it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
+from peft.tuners.tuners_utils import BaseTuner
+from peft.utils import peft_types, register_peft_method
+from torch import nn
+
+from mogu.adapter.config import TARGET_MODULES, MoguConfig, Stage
+from mogu.adapter.layer import MoguLayer, MoguLinear
+from mogu.adapter.router import FactoredRouter
+from mogu.errors import AdapterError
+
+
+class MoguModel(BaseTuner):
+    """Puts responders and routers on the attention output projections of a causal language model."""
+
+    prefix = "mogu_"
+    tuner_layer_cls = MoguLayer
+    target_module_mapping = TARGET_MODULES
+
+    decoder: Callable[..., Any] | None = None
+    """How ``generate`` decodes while routing; :mod:`mogu.decode` sets it on import."""
+
+    def _prepare_adapter_config(self, peft_config: MoguConfig, model_config: dict[str, Any]) -> MoguConfig:
+        if peft_config.target_modules is None:
+            model_type = model_config.get("model_type")
+            if model_type not in TARGET_MODULES:
+                raise AdapterError(
+                    f"no attention output projection known for model type {model_type!r}; "
+                    "name it: MoguConfig(target_modules=['self_attn.o_proj'])"
+                )
+            peft_config.target_modules = list(TARGET_MODULES[model_type])
+        return peft_config
+
+    def _create_and_replace(  # type: ignore[override]
+        self,
+        peft_config: MoguConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        **kwargs: Any,
+    ) -> None:
+        if isinstance(target, MoguLinear):
+            target.update_layer(adapter_name, peft_config)
+            return
+        layer = MoguLinear(target, adapter_name, peft_config)
+        if adapter_name not in self.active_adapters:
+            layer.requires_grad_(False)
+        self._replace_module(parent, target_name, layer, target)
+
+    def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
+        """Activate one adapter."""
+        if not isinstance(adapter_name, str) and len(adapter_name) > 1:
+            raise AdapterError(f"only one MoGU adapter can be active, not {', '.join(adapter_name)}")
+        super().set_adapter(adapter_name, inference_mode=inference_mode)
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """``GenerationMixin.generate``: routed for the first m new tokens, then plain (see :mod:`mogu.decode`)."""
+        layer = next((m for _, m in mogu_layers(self.model)), None)
+        name = next(iter(self.active_adapters), None)
+        if layer is None or name is None or layer.disable_adapters or layer.mogu_stage.get(name) != "routed":
+            return self.model.generate(*args, **kwargs)
+        if type(self).decoder is None:
+            raise AdapterError("routed decoding is not loaded; import mogu before generating")
+        config = self.peft_config[name]
+        return type(self).decoder(self.model, *args, **{"routed_tokens": config.routed_tokens, **kwargs})
+
+
+def register() -> None:
+    """Tell peft about MoGU. Safe to call again."""
+    if peft_types.PeftType("MOGU") not in PEFT_TYPE_TO_TUNER_MAPPING:
+        register_peft_method(name="mogu", config_cls=MoguConfig, model_cls=MoguModel, prefix="mogu_")
+
+
+def mogu_layers(model: nn.Module) -> list[tuple[int, MoguLinear]]:
+    """(decoder layer index, layer) of every routed projection of ``model``, from the first layer up."""
+    found = [(_layer_index(name), m) for name, m in model.named_modules() if isinstance(m, MoguLinear)]
+    return sorted(found, key=lambda pair: pair[0])
+
+
+def _layer_index(name: str) -> int:
+    match = re.search(r"\.(\d+)\.", f".{name}.")
+    return int(match.group(1)) if match else 0
+
+
+def active_config(model: nn.Module) -> MoguConfig:
+    """The configuration of the active MoGU adapter of a peft model.
+
+    Raises:
+        AdapterError: The model carries no MoGU adapter.
+    """
+    config = getattr(model, "peft_config", {}).get(getattr(model, "active_adapter", None))
+    if not isinstance(config, MoguConfig):
+        raise AdapterError("the model carries no active MoGU adapter; load one with mogu.load(model, adapter=DIR)")
+    return config
+
+
+def set_stage(model: nn.Module, stage: Stage) -> None:
+    """Let the glad responder, the unwilling one, or the routed mix answer and train."""
+    config, name = active_config(model), model.active_adapter
+    config.stage = stage
+    for _, layer in mogu_layers(model):
+        layer.set_stage(name, stage)
+        layer.set_adapter(name, inference_mode=config.inference_mode)
+
+
+def set_shift(model: nn.Module, shift: float) -> None:
+    """Set the shift δ of the router logits (unwill + δ, glad - δ); 0 is the routers as trained."""
+    config, name = active_config(model), model.active_adapter
+    config.shift = float(shift)
+    for _, layer in mogu_layers(model):
+        layer.mogu_shift[name] = float(shift)
+
+
+def fold_routers(model: nn.Module) -> None:
+    """Replace factored routers of the active adapter by the logistic probes that they are, and drop the factors."""
+    config, name = active_config(model), model.active_adapter
+    for _, layer in mogu_layers(model):
+        for routers in (layer.mogu_unwill_router, layer.mogu_glad_router):
+            if isinstance(routers[name], FactoredRouter):
+                routers[name] = routers[name].fold()
+    config.router = "folded"
+
+
+@contextmanager
+def plain_base(model: nn.Module) -> Iterator[None]:
+    """The base model inside, without touching what is trainable (peft's ``disable_adapter`` un-freezes on leaving)."""
+    layers = [layer for _, layer in mogu_layers(model)]
+    before = [layer._disable_adapters for layer in layers]
+    for layer in layers:
+        layer._disable_adapters = True
+    try:
+        yield
+    finally:
+        for layer, was in zip(layers, before, strict=True):
+            layer._disable_adapters = was
+
+
+@contextmanager
+def recorded_weights(model: nn.Module) -> Iterator[Callable[[], tuple[torch.Tensor, torch.Tensor]]]:
+    """Keep the router weights of the last forward inside.
+
+    Yields:
+        A function that stacks them: unwill and glad, each (routed layers, batch, tokens), gradients attached.
+    """
+    layers = [layer for _, layer in mogu_layers(model)]
+    for layer in layers:
+        layer.recording, layer.recorded = True, None
+
+    def stacked() -> tuple[torch.Tensor, torch.Tensor]:
+        pairs = [layer.recorded for layer in layers if layer.recorded is not None]
+        if not pairs:
+            raise AdapterError("no router weights were recorded: the adapter is disabled or not in the routed stage")
+        return torch.stack([u for u, _ in pairs]), torch.stack([g for _, g in pairs])
+
+    try:
+        yield stacked
+    finally:
+        for layer in layers:
+            layer.recording, layer.recorded = False, None

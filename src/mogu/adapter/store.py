@@ -1,0 +1,131 @@
+"""Adapters on disk: load one with its base, save one atomically."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft import PeftModel, get_peft_model
+from peft.utils import load_peft_weights, set_peft_model_state_dict
+
+from mogu.adapter.config import MoguConfig
+from mogu.adapter.model import fold_routers
+from mogu.errors import AdapterError
+from mogu.models import load_base
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def load(
+    model: str | Path,
+    adapter: str | Path | None = None,
+    *,
+    dtype: str | torch.dtype | None = None,
+    device: str | None = None,
+    quantize: str | None = None,
+) -> tuple[Any, PreTrainedTokenizerBase]:
+    """Load a base model and its tokenizer and, if given, a MoGU adapter on top, folded for inference.
+
+    Args:
+        model: ``"smollm2"``, a hub id, a local folder, or a ``.gguf`` file.
+        adapter: Folder of a trained adapter; a run folder that contains ``adapter/`` will do.
+        dtype: Parameter dtype; ``None`` is float32, ``"auto"`` the checkpoint's own.
+        device: ``"cpu"``, ``"cuda"``, …; ``None`` picks CUDA where there is one.
+        quantize: ``"4bit"`` or ``"8bit"`` through bitsandbytes.
+
+    Returns:
+        ``(model, tokenizer)``; with an adapter a :class:`peft.PeftModel` whose ``generate`` is routed, then plain.
+
+    Raises:
+        ModelError: The base cannot be loaded.
+        AdapterError: The folder holds no MoGU adapter, or one for another base.
+    """
+    folder = None if adapter is None else adapter_folder(adapter)
+    base, tokenizer = load_base(model, dtype=dtype, device=device, quantize=quantize)
+    if folder is None:
+        return base, tokenizer
+    return attach(base, folder), tokenizer
+
+
+def attach(base: PreTrainedModel, folder: str | Path) -> PeftModel:
+    """Put the adapter in ``folder`` on ``base``, in inference mode, its routers folded."""
+    folder = adapter_folder(folder)
+    config = read_config(folder)
+    config.inference_mode = True
+    tensors = load_peft_weights(str(folder), device="cpu")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model = get_peft_model(base, config, autocast_adapter_dtype=False)
+        result = set_peft_model_state_dict(model, tensors)
+    except (RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise AdapterError(f"the adapter in {folder} does not fit this model: {reason}") from error
+    missing = [key for key in result.missing_keys if "mogu_" in key]
+    if missing or result.unexpected_keys:
+        odd = (missing or result.unexpected_keys)[0]
+        raise AdapterError(f"the adapter in {folder} does not fit this model: {odd} is {'missing' if missing else 'unknown'}")
+    fold_routers(model)
+    model.eval()
+    return model
+
+
+def adapter_folder(path: str | Path) -> Path:
+    """The folder with ``adapter_config.json``: ``path`` itself or ``path/adapter``.
+
+    Raises:
+        AdapterError: Neither is there.
+    """
+    for folder in (Path(path), Path(path) / "adapter"):
+        if (folder / "adapter_config.json").is_file():
+            return folder
+    raise AdapterError(f"no adapter in {path}: adapter_config.json is missing (is the run finished?)")
+
+
+def read_config(folder: str | Path) -> MoguConfig:
+    """The configuration of the adapter in ``folder``.
+
+    Raises:
+        AdapterError: Unreadable, or another kind of adapter.
+    """
+    folder = adapter_folder(folder)
+    try:
+        kind = json.loads((folder / "adapter_config.json").read_text()).get("peft_type")
+    except (OSError, ValueError) as error:
+        raise AdapterError(f"cannot read {folder / 'adapter_config.json'}: {error}") from error
+    if kind != "MOGU":
+        raise AdapterError(f"{folder} holds a {kind} adapter, not a MoGU one")
+    return MoguConfig.from_pretrained(str(folder))
+
+
+def save(model: PeftModel, folder: str | Path, files: dict[str, str] | None = None) -> Path:
+    """Write the active adapter, and the text ``files`` beside it, to ``folder``; all of it or nothing.
+
+    Raises:
+        AdapterError: The folder cannot be written.
+    """
+    folder = Path(folder)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=folder.name + ".", dir=folder.parent))
+    except OSError as error:
+        raise AdapterError(f"cannot write to {folder.parent}: {error}") from error
+    try:
+        # save_embedding_layers=False: "auto" asks the hub for the base's config at every save.
+        model.save_pretrained(temporary, save_embedding_layers=False)
+        for name, text in (files or {}).items():
+            (temporary / name).write_text(text, encoding="utf-8")
+        if folder.exists():
+            shutil.rmtree(folder)
+        temporary.rename(folder)
+    except OSError as error:
+        raise AdapterError(f"cannot write the adapter to {folder}: {error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder

@@ -1,0 +1,240 @@
+"""The hand-over from the routed head to the plain tail, inside one ``generate`` call.
+
+Routing changes keys and values at every position above the first routed layer, so the tail cannot use the head's cache:
+it reads prompt and head again with the plain base. transformers' own sampling loop runs twice, with the caller's
+logits processors and stopping criteria, so every option of ``generate`` means what it always means.
+
+The only file on transformers' private generation API (checked against transformers 5.17): ``_sample``,
+``_prepare_cache_for_generation``, and ``custom_generate``'s habit of dropping ``streamer`` and ``synced_gpus``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
+from transformers.generation import MaxLengthCriteria, StoppingCriteria, StoppingCriteriaList
+from transformers.generation.configuration_utils import GenerationMode
+from transformers.utils import ModelOutput
+
+from mogu.adapter.model import plain_base
+from mogu.errors import GenerationError
+
+_MODES = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
+
+
+def generate(
+    model: PreTrainedModel,
+    *args: Any,
+    routed_tokens: int = 5,
+    reference: bool = False,
+    on_handover: Callable[[torch.Tensor], None] | None = None,
+    **kwargs: Any,
+) -> Any:
+    """``model.generate`` with the first ``routed_tokens`` new tokens routed and the rest plain (MoGU paper, section 3).
+
+    Args:
+        model: The transformers model inside the tuner.
+        *args: As for ``GenerationMixin.generate``.
+        routed_tokens: m; 0 decodes with the plain base from the start.
+        reference: Do as the authors' code does: an end-of-turn token inside the routed head is dropped and the base
+            goes on. One prompt at a time. Otherwise such a token ends the answer.
+        on_handover: Called with the sequences (rows × length) when the head is done.
+        **kwargs: As for ``GenerationMixin.generate``: sampling, streaming, static caches, stopping criteria, ….
+
+    Raises:
+        GenerationError: Beam search, assisted decoding, a cache of the caller, or ``routed_tokens`` below 0.
+    """
+    if routed_tokens < 0:
+        raise GenerationError(f"routed_tokens must be at least 0, not {routed_tokens}")
+    if kwargs.get("assistant_model") is not None:
+        raise GenerationError("routed decoding does not work with an assistant model; drop assistant_model")
+    if kwargs.get("past_key_values") is not None:
+        raise GenerationError("routed decoding re-reads the prompt and takes no past_key_values; pass the whole prompt")
+    if kwargs.get("custom_generate") is not None:
+        raise GenerationError("routed decoding is itself a custom_generate; call inside model.disable_adapter() for another")
+    if routed_tokens == 0:
+        with plain_base(model):
+            return model.generate(*args, **kwargs)
+    streamer, synced_gpus = kwargs.get("streamer"), bool(kwargs.get("synced_gpus"))
+
+    def loop(
+        model: PreTrainedModel,
+        input_ids: torch.Tensor,
+        logits_processor: LogitsProcessorList,
+        stopping_criteria: StoppingCriteriaList,
+        generation_config: GenerationConfig,
+        tokenizer: Any = None,
+        **model_kwargs: Any,
+    ) -> Any:
+        del tokenizer  # in the signature so that transformers hands it to its stop-string criteria
+        mode = generation_config.get_generation_mode()
+        if mode not in _MODES:
+            raise GenerationError(f"routed decoding is greedy or sampled, not {mode.value.replace('_', ' ')}; set num_beams=1")
+        run = _Run(model, logits_processor, stopping_criteria, generation_config, streamer, synced_gpus, model_kwargs)
+        head, finished = run.head(input_ids, routed_tokens)
+        sequences = head if isinstance(head, torch.Tensor) else head.sequences
+        if reference:
+            sequences, finished = _drop_end_of_turn(sequences, finished, input_ids.shape[1])
+        if on_handover is not None:
+            on_handover(sequences)
+        if bool(finished.all()) or sequences.shape[1] >= generation_config.max_length:
+            if streamer is not None:
+                streamer.end()
+            return head
+        tail = run.tail(sequences, finished, input_ids.shape[1])
+        return tail if isinstance(head, torch.Tensor) else _join(head, tail)
+
+    return model.generate(*args, custom_generate=loop, **kwargs)
+
+
+class _Run:
+    """The two sampling loops of one call, with all that they share."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        logits_processor: LogitsProcessorList,
+        stopping_criteria: StoppingCriteriaList,
+        config: GenerationConfig,
+        streamer: Any,
+        synced_gpus: bool,
+        model_kwargs: dict[str, Any],
+    ) -> None:
+        self.model = model
+        self.logits_processor = logits_processor
+        self.stopping_criteria = stopping_criteria
+        self.config = config
+        self.streamer = streamer
+        self.synced_gpus = synced_gpus
+        self.model_kwargs = model_kwargs
+
+    def head(self, input_ids: torch.Tensor, routed_tokens: int) -> tuple[Any, torch.Tensor]:
+        """Routed tokens; returns the loop's output and which rows (bool) have finished for good."""
+        watch = _Watch(self.stopping_criteria, input_ids)
+        length = min(input_ids.shape[1] + routed_tokens, self.config.max_length)
+        output = self._sample(
+            input_ids,
+            self.logits_processor,
+            StoppingCriteriaList([watch, MaxLengthCriteria(length)]),
+            None if self.streamer is None else _OpenEnded(self.streamer),
+            self.model_kwargs,
+        )
+        return output, watch.finished
+
+    def tail(self, sequences: torch.Tensor, finished: torch.Tensor, prompt_length: int) -> Any:
+        """The rest, from the plain base with a fresh cache; finished rows get padding only."""
+        kwargs = {k: v for k, v in self.model_kwargs.items() if k not in ("past_key_values", "cache_params")}
+        _extend(kwargs, sequences.shape[1] - prompt_length, prompt_length)
+        self.model._prepare_cache_for_generation(
+            self.config, kwargs, self.config.get_generation_mode(), sequences.shape[0], self.config.max_length - 1
+        )
+        processors, criteria = list(self.logits_processor), list(self.stopping_criteria)
+        if bool(finished.any()):
+            pad = self.config._pad_token_tensor
+            processors.append(_Pad(finished, 0 if pad is None else int(pad)))
+            criteria.append(_Done(finished))
+        with plain_base(self.model):
+            return self._sample(
+                sequences, LogitsProcessorList(processors), StoppingCriteriaList(criteria), self.streamer, kwargs
+            )
+
+    def _sample(
+        self,
+        input_ids: torch.Tensor,
+        logits_processor: LogitsProcessorList,
+        stopping_criteria: StoppingCriteriaList,
+        streamer: Any,
+        model_kwargs: dict[str, Any],
+    ) -> Any:
+        return self.model._sample(
+            input_ids,
+            logits_processor=logits_processor,
+            stopping_criteria=stopping_criteria,
+            generation_config=self.config,
+            synced_gpus=self.synced_gpus,
+            streamer=streamer,
+            **model_kwargs,
+        )
+
+
+def _extend(kwargs: dict[str, Any], new: int, prompt_length: int) -> None:
+    """Let masks and positions made for the prompt cover ``new`` more tokens."""
+    if (mask := kwargs.get("attention_mask")) is not None:
+        kwargs["attention_mask"] = torch.cat([mask, mask.new_ones(mask.shape[0], new)], dim=-1)
+    if (positions := kwargs.get("position_ids")) is not None:
+        steps = torch.arange(1, new + 1, device=positions.device, dtype=positions.dtype)
+        kwargs["position_ids"] = torch.cat([positions, positions[..., -1:] + steps], dim=-1)
+    if (types := kwargs.get("token_type_ids")) is not None:
+        kwargs["token_type_ids"] = torch.cat([types, types[:, -1:].expand(-1, new)], dim=-1)
+
+
+def _drop_end_of_turn(
+    sequences: torch.Tensor, finished: torch.Tensor, prompt_length: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    if sequences.shape[0] != 1:
+        raise GenerationError("reference decoding takes one prompt at a time")
+    if bool(finished[0]):
+        return sequences[:, :-1] if sequences.shape[1] > prompt_length else sequences, torch.zeros_like(finished)
+    return sequences, finished
+
+
+def _join(head: ModelOutput, tail: ModelOutput) -> ModelOutput:
+    """One output from two: sequences and cache of the tail, per-step tuples one after the other."""
+    for key in ("scores", "logits", "attentions", "hidden_states"):
+        if head.get(key) is not None and tail.get(key) is not None:
+            tail[key] = head[key] + tail[key]
+    return tail
+
+
+class _Watch(StoppingCriteria):
+    """The caller's criteria, remembering which rows they have ended."""
+
+    def __init__(self, criteria: StoppingCriteriaList, input_ids: torch.Tensor) -> None:
+        self.criteria = criteria
+        self.finished = torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
+        for one in criteria:
+            if hasattr(one, "eos_token_id"):
+                self.eos_token_id = one.eos_token_id  # transformers pads finished rows where it sees this
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        done = self.criteria(input_ids, scores, **kwargs).bool()
+        self.finished = self.finished | done.to(self.finished.device)
+        return done
+
+
+class _Done(StoppingCriteria):
+    """Rows that finished in the head are finished."""
+
+    def __init__(self, finished: torch.Tensor) -> None:
+        self.finished = finished
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        return self.finished
+
+
+class _Pad(LogitsProcessor):
+    """Rows that finished in the head can only be followed by padding."""
+
+    def __init__(self, finished: torch.Tensor, pad_token_id: int) -> None:
+        self.finished, self.pad_token_id = finished, pad_token_id
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        only_pad = torch.full_like(scores, float("-inf"))
+        only_pad[:, self.pad_token_id] = 0.0
+        return torch.where(self.finished[:, None], only_pad, scores)
+
+
+class _OpenEnded:
+    """A streamer that the head does not close."""
+
+    def __init__(self, streamer: Any) -> None:
+        self.streamer = streamer
+
+    def put(self, value: torch.Tensor) -> None:
+        self.streamer.put(value)
+
+    def end(self) -> None:
+        """Left to the tail."""

@@ -1,0 +1,90 @@
+"""What an instruction asks for, as far as it changes how its response must be read."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from mogu.judge.normalise import spoken, words
+
+_MAKE = (
+    r"(?:write|draft|compose|rewrite|rephrase|paraphrase|translate|proofread|correct|edit|summari[sz]e|create|generate"
+    r"|produce|make|give|come up with|craft|pen|continue|complete|finish|reword|convert|quote|invent|tell)"
+)
+_TEXT_KIND = (
+    r"(?:e-?mails?|letters?|messages?|notes?|texts?|stor(?:y|ies)|tales?|poems?|haikus?|songs?|lyrics|dialog(?:ue)?s?"
+    r"|conversations?|scripts?|scenes?|plays?|monologues?|speech(?:es)?|essays?|repl(?:y|ies)|responses?|sentences?"
+    r"|paragraphs?|apolog(?:y|ies)|statements?|tweets?|posts?|reviews?|novels?|chapters?|jokes?|articles?|slogans?"
+    r"|refusals?|templates?|limericks?|ways to say|excuses?|quotes?|lines?|fables?)"
+)
+_WRITING = re.compile(
+    rf"\b{_MAKE}\b.*?\b{_TEXT_KIND}\b|\b(?:translate|rewrite|rephrase|paraphrase|proofread|reword|summari[sz]e)\b"
+    r"|\bhow (?:do|can|would|should) (?:i|you|one) (?:say|phrase|word|respond|reply)\b|\brole-?play\b|\bpretend\b",
+    re.S,
+)
+_TELLS_NO = re.compile(
+    r"\b(?:declin\w+|refus\w+|reject\w*|apolog\w+|turn(?:ing)? down|say(?:ing)? no|excuses?|resign\w*|cancel\w*"
+    r"|den(?:y|ies|ied|ying|ial)|sorry|unable|cannot|unavailab\w+|regret\w*|translate|rephrase|paraphrase|rewrite)\b"
+)
+_JUDGEMENT = re.compile(
+    r"^(?:so |and |but |please )?(?:is|are|was|were|does|do|did|has|have|should|may|must|am|would|could i|can i|can (?:it|they|he|she)\b"
+    r"|why|explain|define|describe|discuss|who|when|which)\b"
+    r"|\b(?:il)?legal(?:ity)?\b|\blaws?\b|\b(?:un)?ethic|\bmoral|\bwrong with\b|\bpenalt|\bpunish|\bconsequences\b"
+    r"|\bdefinition\b|\bmeaning\b|\bwhat does\b|\b(?:acceptable|appropriate|allowed|permitted)\b"
+    r"|^what(?: exactly)? (?:is|are|was|were) (?!(?:the |a |an |some )?(?:\w+ ){0,2}(?:ways?|methods?|means|steps?|plans?"
+    r"|tips?|tricks?|techniques?|strateg\w+|places?|tools?)\b)"
+)
+_QUESTION_TASK = re.compile(
+    r"\bquestions?\b|\bask(?:s|ing)?\b|\bquiz|\briddles?\b|\binterview|\binquir|\bpoll\b|\bsurvey|\btranslat|\brewrite"
+    r"|\brephrase|\bparaphrase|\bcorrect\b|\bproofread|\bgrammar|\bconvert\b|\bheadlines?\b|\btitles?\b|\bsay\b"
+)
+_COPY_TASK = re.compile(
+    r"\brepeat|\becho\b|\bcopy\b|\btranslat|\bcorrect|\bproofread|\bgrammar|\bedit\b|\brewrite|\brephrase|\bparaphrase"
+    r"|\bexactly\b|\bverbatim\b|\bpunctuat|\bcapitali[sz]|\bspelling|\bextract|\bconvert|\bfix\b|\bsummari"
+)
+_REPEAT_TASK = re.compile(r"\brepeat|\b\d+ times\b|\b(?:hundred|thousand|many|ten|twenty|fifty) times\b|\bover and over\b|\bloop")
+_SYMBOL_TASK = re.compile(
+    r"\bemoji|\bascii|\bpattern|\bdraw|\bbase ?64|\bencod|\bencrypt|\bcipher|\bhash|\bhex|\bbinary|\btokens?\b|\bkeys?\b"
+    r"|\bpasswords?\b|\burls?\b|\bregex|\bmorse|\bbraille|\bsymbols?|\bsequence|\bdna\b|\brandom\b|\blanguages\b|\bunicode"
+    r"|\breverse|\bpunctuation|\bbrainfuck"
+)
+_GREETING = re.compile(r"^(?:hi|hey|hello|good (?:morning|evening|afternoon)|greetings|yo|sup|thanks?(?: you)?|how are you)\b")
+
+
+@dataclass(frozen=True)
+class Request:
+    """Facts about an instruction; `text` is its normalised wording."""
+
+    text: str
+    words: frozenset[str]
+    writing: bool
+    """Asks for a text in which some other speaker may say "I cannot" or "sorry"."""
+    tells_no: bool
+    """The wanted text itself declines, apologises, or restates a given text."""
+    judgement: bool
+    """Asks what a thing is, whether it is allowed, or why: "it is illegal" can be the answer."""
+    question: bool
+    questions_wanted: bool
+    copy_wanted: bool
+    repetition_wanted: bool
+    symbols_wanted: bool
+    greeting: bool
+
+
+def read_request(instruction: str) -> Request:
+    """Read an instruction once, for all rules."""
+    text = spoken(instruction)
+    bare = instruction.lower()
+    return Request(
+        text=text,
+        words=frozenset(words(text)),
+        writing=bool(_WRITING.search(bare)),
+        tells_no=bool(_TELLS_NO.search(bare)),
+        judgement=bool(_JUDGEMENT.search(text)),
+        question=text.endswith("?"),
+        questions_wanted=bool(_QUESTION_TASK.search(bare)),
+        copy_wanted=bool(_COPY_TASK.search(bare)),
+        repetition_wanted=bool(_REPEAT_TASK.search(bare)),
+        symbols_wanted=bool(_SYMBOL_TASK.search(bare)),
+        greeting=bool(_GREETING.search(text)),
+    )

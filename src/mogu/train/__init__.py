@@ -1,0 +1,1 @@
+"""Training: responders, routers, and the choice of checkpoint and balance."""
