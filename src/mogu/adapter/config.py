@@ -17,13 +17,14 @@ STAGES: tuple[str, ...] = get_args(Stage)
 ROUTER_FORMS: tuple[str, ...] = get_args(RouterForm)
 
 TARGET_MODULES: dict[str, list[str]] = {
-    **dict.fromkeys(
-        (
-            "llama mistral mixtral qwen2 qwen2_moe qwen3 qwen3_moe gemma gemma2 gemma3_text gemma3 phi3 olmo olmo2 "
-            "stablelm starcoder2 cohere cohere2 granite smollm3"
-        ).split(),
-        ["self_attn.o_proj"],
-    ),
+    **{
+        model_type: ["self_attn.o_proj"]
+        for model_type in (
+            *("llama", "mistral", "mixtral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "gemma", "gemma2"),
+            *("gemma3_text", "gemma3", "phi3", "olmo", "olmo2", "stablelm", "starcoder2", "cohere", "cohere2"),
+            *("granite", "smollm3"),
+        )
+    },
     "falcon": ["self_attention.dense"],
     "bloom": ["self_attention.dense"],
     "gpt_neox": ["attention.dense"],
@@ -64,7 +65,9 @@ class MoguConfig(PeftConfig):
 
     r: int = field(default=8, metadata={"help": "LoRA rank of the responders."})
     lora_alpha: float = field(default=16, metadata={"help": "LoRA scale is lora_alpha / r."})
-    lora_dropout: float = field(default=0.05, metadata={"help": "Dropout on the responders' input while training them."})
+    lora_dropout: float = field(
+        default=0.05, metadata={"help": "Dropout on the responders' input while training them."}
+    )
     target_modules: list[str] | str | None = field(
         default=None, metadata={"help": "Attention output projections; None looks the architecture up."}
     )
@@ -72,32 +75,49 @@ class MoguConfig(PeftConfig):
     layers_to_transform: list[int] | int | None = field(
         default=None, metadata={"help": "Decoder layers with responders and routers; None is all of them (v1)."}
     )
-    layers_pattern: list[str] | str | None = field(default=None, metadata={"help": "Name of the layer list, if unusual."})
+    layers_pattern: list[str] | str | None = field(
+        default=None, metadata={"help": "Name of the layer list, if unusual."}
+    )
     router: RouterForm = field(
         default="factored",
         metadata={"help": "'factored' has the published three matrices, 'folded' their product, a logistic probe."},
     )
     router_width: int = field(default=512, metadata={"help": "Inner width of a factored router."})
-    routed_tokens: int = field(default=5, metadata={"help": "m: new tokens decoded with routing before the plain base."})
+    routed_tokens: int = field(
+        default=5, metadata={"help": "m: new tokens decoded with routing before the plain base."}
+    )
     shift: float = field(
         default=0.0, metadata={"help": "Added to the unwill router's logit and taken from the glad router's."}
     )
     stage: Stage = field(default="routed", metadata={"help": "Which part answers and trains: glad, unwill or routed."})
     base_model: str | None = field(default=None, metadata={"help": "What the user calls the base: a name, id or path."})
     bias: str = field(default="none", metadata={"help": "Only 'none': biases of the base are never trained."})
+    task_type: str | None = field(
+        default="CAUSAL_LM",
+        # Of a model without a task peft calls the base's own generate, past the tuner: every token would be routed.
+        metadata={"help": "Only CAUSAL_LM."},
+    )
     modules_to_save: list[str] | None = field(default=None, metadata={"help": "As in every peft config."})
 
     def __post_init__(self) -> None:
+        if self.task_type is None:
+            self.task_type = "CAUSAL_LM"
         super().__post_init__()
         self.peft_type = peft_types.PeftType("MOGU")
         if isinstance(self.target_modules, (set, tuple)):
             self.target_modules = sorted(self.target_modules)
         if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
-            raise ConfigError("layers_to_transform is ignored when target_modules is a regex; give target_modules as a list")
+            raise ConfigError(
+                "layers_to_transform is ignored when target_modules is a regex; give target_modules as a list"
+            )
         if self.layers_pattern and self.layers_to_transform is None:
             raise ConfigError("layers_pattern needs layers_to_transform")
         if self.bias != "none":
-            raise ConfigError(f"bias must be 'none', not {self.bias!r}: disabling the adapter must restore the base exactly")
+            raise ConfigError(
+                f"bias must be 'none', not {self.bias!r}: disabling the adapter must restore the base exactly"
+            )
+        if self.task_type != "CAUSAL_LM":
+            raise ConfigError(f"task_type must be CAUSAL_LM, not {self.task_type!r}: MoGU decodes answers")
         if self.stage not in STAGES:
             raise ConfigError(f"unknown stage {self.stage!r}; choose from {', '.join(STAGES)}")
         if self.router not in ROUTER_FORMS:

@@ -11,7 +11,8 @@ While one responder is trained or looked at alone, its weight is 1 and the other
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, _get_in_out_features
@@ -33,6 +34,12 @@ class MoguLayer(BaseTunerLayer):
 
     adapter_layer_names = (*_RESPONDER["glad"], *_RESPONDER["unwill"], *_ROUTERS)
     other_param_names = ("mogu_scaling", "mogu_shift", "mogu_stage", "mogu_dropout")
+
+    if TYPE_CHECKING:  # what peft's class gives, which ships no types
+        active_adapters: list[str]
+        disable_adapters: bool
+        get_base_layer: Callable[[], nn.Module]
+        _move_adapter_to_device_of_base_layer: Callable[[str], None]
 
 
 class MoguLinear(nn.Module, MoguLayer):
@@ -63,6 +70,8 @@ class MoguLinear(nn.Module, MoguLayer):
         self.recorded: tuple[torch.Tensor, torch.Tensor] | None = None
         """Unwill and glad weights (batch, tokens) of the last forward while ``recording``."""
         self.recording = False
+        self.override: tuple[torch.Tensor, torch.Tensor] | None = None
+        """Unwill and glad weights to use instead of the routers', while these are being fitted."""
         self.update_layer(adapter_name, config)
 
     def update_layer(self, adapter_name: str, config: MoguConfig) -> None:
@@ -97,6 +106,10 @@ class MoguLinear(nn.Module, MoguLayer):
             raise AdapterError(f"only one MoGU adapter can be active, not {', '.join(adapter_names)}")
         super().set_adapter(adapter_names, inference_mode=inference_mode)
 
+    def enable_adapters(self, enabled: bool) -> None:
+        """Switch the adapter on or off; what is frozen stays frozen (peft's own un-freezes when it enables)."""
+        self._disable_adapters = not enabled
+
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Impossible: what routers add depends on the input."""
         raise AdapterError("a MoGU adapter cannot be merged into the base: its routers depend on the input")
@@ -122,7 +135,7 @@ class MoguLinear(nn.Module, MoguLayer):
         stage = self.mogu_stage[name]
         if stage != "routed":
             return result + self._responder(stage, name, x, self.mogu_dropout[name]).to(result.dtype)
-        unwill, glad = self.router_weights(x)
+        unwill, glad = self.router_weights(x) if self.override is None else self.override
         if self.recording:
             self.recorded = (unwill, glad)
         unwill, glad = unwill.unsqueeze(-1), glad.unsqueeze(-1)

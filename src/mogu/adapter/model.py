@@ -40,7 +40,7 @@ class MoguModel(BaseTuner):
             peft_config.target_modules = list(TARGET_MODULES[model_type])
         return peft_config
 
-    def _create_and_replace(  # type: ignore[override]
+    def _create_and_replace(
         self,
         peft_config: MoguConfig,
         adapter_name: str,
@@ -70,10 +70,11 @@ class MoguModel(BaseTuner):
         name = next(iter(self.active_adapters), None)
         if layer is None or name is None or layer.disable_adapters or layer.mogu_stage.get(name) != "routed":
             return self.model.generate(*args, **kwargs)
-        if type(self).decoder is None:
+        decoder = type(self).decoder
+        if decoder is None:
             raise AdapterError("routed decoding is not loaded; import mogu before generating")
         config = self.peft_config[name]
-        return type(self).decoder(self.model, *args, **{"routed_tokens": config.routed_tokens, **kwargs})
+        return decoder(self.model, *args, **{"routed_tokens": config.routed_tokens, **kwargs})
 
 
 def register() -> None:
@@ -107,7 +108,7 @@ def active_config(model: nn.Module) -> MoguConfig:
 
 def set_stage(model: nn.Module, stage: Stage) -> None:
     """Let the glad responder, the unwilling one, or the routed mix answer and train."""
-    config, name = active_config(model), model.active_adapter
+    config, name = active_config(model), str(model.active_adapter)
     config.stage = stage
     for _, layer in mogu_layers(model):
         layer.set_stage(name, stage)
@@ -116,7 +117,7 @@ def set_stage(model: nn.Module, stage: Stage) -> None:
 
 def set_shift(model: nn.Module, shift: float) -> None:
     """Set the shift δ of the router logits (unwill + δ, glad - δ); 0 is the routers as trained."""
-    config, name = active_config(model), model.active_adapter
+    config, name = active_config(model), str(model.active_adapter)
     config.shift = float(shift)
     for _, layer in mogu_layers(model):
         layer.mogu_shift[name] = float(shift)
@@ -124,11 +125,11 @@ def set_shift(model: nn.Module, shift: float) -> None:
 
 def fold_routers(model: nn.Module) -> None:
     """Replace factored routers of the active adapter by the logistic probes that they are, and drop the factors."""
-    config, name = active_config(model), model.active_adapter
+    config, name = active_config(model), str(model.active_adapter)
     for _, layer in mogu_layers(model):
         for routers in (layer.mogu_unwill_router, layer.mogu_glad_router):
-            if isinstance(routers[name], FactoredRouter):
-                routers[name] = routers[name].fold()
+            if isinstance(router := routers[name], FactoredRouter):
+                routers[name] = router.fold()
     config.router = "folded"
 
 

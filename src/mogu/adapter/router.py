@@ -44,7 +44,6 @@ class FactoredRouter(nn.Module):
         self.up_bias = nn.Parameter(torch.empty(d_in))
         self.out = nn.Parameter(torch.empty(1, d_in))
         self.out_bias = nn.Parameter(torch.empty(1))
-        self._folded: tuple[tuple[tuple[int, int], ...], torch.Tensor, torch.Tensor] | None = None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -56,21 +55,10 @@ class FactoredRouter(nn.Module):
                 nn.init.uniform_(bias, -bound, bound)
 
     def probe(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """``(w, b)``, shapes (d_in,) and (1,), with gradients to the factors where they are trained.
+        """``(w, b)``, shapes (d_in,) and (1,), with gradients to the factors.
 
-        Without gradients the product is kept until a factor changes, in place or by replacement.
+        Multiplied anew at every call: a kept product goes stale unnoticed when ``parameter.data`` is written to.
         """
-        if torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters()):
-            return self._fold()
-        if any(p.is_inference() for p in self.parameters()):
-            return self._fold()
-        version = tuple((p.data_ptr(), p._version) for p in self.parameters())
-        if self._folded is None or self._folded[0] != version:
-            with torch.no_grad():
-                self._folded = (version, *self._fold())
-        return self._folded[1:]
-
-    def _fold(self) -> tuple[torch.Tensor, torch.Tensor]:
         outer = self.out @ self.up
         return (outer @ self.down).squeeze(0), (self.out @ self.up_bias) + self.out_bias
 
@@ -83,7 +71,7 @@ class FactoredRouter(nn.Module):
         """The same function as a :class:`FoldedRouter`, on the same device and in the same dtype."""
         folded = FoldedRouter(self.down.shape[1]).to(self.down.device, self.down.dtype)
         with torch.no_grad():
-            weight, bias = self._fold()
+            weight, bias = self.probe()
             folded.weight.copy_(weight)
             folded.bias.copy_(bias)
         return folded.requires_grad_(self.down.requires_grad)

@@ -7,14 +7,16 @@ import shutil
 import tempfile
 import warnings
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import PeftModel, get_peft_model
-from peft.utils import load_peft_weights, set_peft_model_state_dict
+from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME, load_peft_weights, set_peft_model_state_dict
+from safetensors import SafetensorError
 
 from mogu.adapter.config import MoguConfig
-from mogu.adapter.model import fold_routers
+from mogu.adapter.model import fold_routers, mogu_layers
 from mogu.errors import AdapterError
 from mogu.models import load_base
 
@@ -58,11 +60,11 @@ def attach(base: PreTrainedModel, folder: str | Path) -> PeftModel:
     folder = adapter_folder(folder)
     config = read_config(folder)
     config.inference_mode = True
-    tensors = load_peft_weights(str(folder), device="cpu")
+    tensors = _read_weights(folder)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            model = get_peft_model(base, config, autocast_adapter_dtype=False)
+            model = get_peft_model(base, config)
         result = set_peft_model_state_dict(model, tensors)
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
@@ -70,10 +72,24 @@ def attach(base: PreTrainedModel, folder: str | Path) -> PeftModel:
     missing = [key for key in result.missing_keys if "mogu_" in key]
     if missing or result.unexpected_keys:
         odd = (missing or result.unexpected_keys)[0]
-        raise AdapterError(f"the adapter in {folder} does not fit this model: {odd} is {'missing' if missing else 'unknown'}")
-    fold_routers(model)
+        raise AdapterError(
+            f"the adapter in {folder} does not fit this model: {odd} is {'missing' if missing else 'unknown'}"
+        )
+    fold_routers(model)  # in float32; only then to the base's dtype
+    for _, layer in mogu_layers(model):
+        layer._move_adapter_to_device_of_base_layer(model.active_adapter)
     model.eval()
     return model
+
+
+def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
+    if not any((folder / name).is_file() for name in (SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME)):
+        raise AdapterError(f"no adapter in {folder}: {SAFETENSORS_WEIGHTS_NAME} is missing (is the run finished?)")
+    try:
+        return load_peft_weights(str(folder), device="cpu")
+    except (OSError, RuntimeError, ValueError, EOFError, UnpicklingError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise AdapterError(f"cannot read the adapter in {folder}: {reason}; copy or train it again") from error
 
 
 def adapter_folder(path: str | Path) -> Path:
@@ -97,7 +113,7 @@ def read_config(folder: str | Path) -> MoguConfig:
     folder = adapter_folder(folder)
     try:
         kind = json.loads((folder / "adapter_config.json").read_text()).get("peft_type")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, AttributeError) as error:
         raise AdapterError(f"cannot read {folder / 'adapter_config.json'}: {error}") from error
     if kind != "MOGU":
         raise AdapterError(f"{folder} holds a {kind} adapter, not a MoGU one")
@@ -110,22 +126,38 @@ def save(model: PeftModel, folder: str | Path, files: dict[str, str] | None = No
     Raises:
         AdapterError: The folder cannot be written.
     """
-    folder = Path(folder)
+    folder, name = Path(folder), model.active_adapter
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=folder.name + ".", dir=folder.parent))
+        workshop = Path(tempfile.mkdtemp(prefix=folder.name + ".", dir=folder.parent))
     except OSError as error:
         raise AdapterError(f"cannot write to {folder.parent}: {error}") from error
     try:
+        new = workshop / "new"  # mkdtemp's own folder is closed to other users
         # save_embedding_layers=False: "auto" asks the hub for the base's config at every save.
-        model.save_pretrained(temporary, save_embedding_layers=False)
-        for name, text in (files or {}).items():
-            (temporary / name).write_text(text, encoding="utf-8")
-        if folder.exists():
-            shutil.rmtree(folder)
-        temporary.rename(folder)
-    except OSError as error:
+        model.save_pretrained(new, selected_adapters=[name], save_embedding_layers=False)
+        if name != "default":  # which peft saves one folder deeper
+            for file in (new / name).iterdir():
+                file.replace(new / file.name)
+            (new / name).rmdir()
+        for file_name, text in (files or {}).items():
+            (new / file_name).write_text(text, encoding="utf-8")
+        _swap(new, folder, workshop / "old")
+    except (OSError, SafetensorError) as error:
         raise AdapterError(f"cannot write the adapter to {folder}: {error}") from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(workshop, ignore_errors=True)
     return folder
+
+
+def _swap(new: Path, target: Path, old: Path) -> None:
+    """Put ``new`` in the place of ``target``, which comes back if that fails."""
+    if not target.exists():
+        new.rename(target)
+        return
+    target.rename(old)
+    try:
+        new.rename(target)
+    except OSError:
+        old.rename(target)
+        raise

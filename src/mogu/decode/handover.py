@@ -10,12 +10,14 @@ The only file on transformers' private generation API (checked against transform
 
 from __future__ import annotations
 
+import copy
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
-from transformers.generation import MaxLengthCriteria, StoppingCriteria, StoppingCriteriaList
+from transformers.generation import MaxLengthCriteria, StoppingCriteria, StoppingCriteriaList, StopStringCriteria
 from transformers.generation.configuration_utils import GenerationMode
 from transformers.utils import ModelOutput
 
@@ -45,8 +47,10 @@ def generate(
         **kwargs: As for ``GenerationMixin.generate``: sampling, streaming, static caches, stopping criteria, ….
 
     Raises:
-        GenerationError: Beam search, assisted decoding, a cache of the caller, or ``routed_tokens`` below 0.
+        GenerationError: Beam search, assisted decoding, guidance, embeddings for a prompt, a cache of the caller, or
+            ``routed_tokens`` below 0.
     """
+    kwargs = {**inspect.signature(model.generate).bind_partial(*args).arguments, **kwargs}
     if routed_tokens < 0:
         raise GenerationError(f"routed_tokens must be at least 0, not {routed_tokens}")
     if kwargs.get("assistant_model") is not None:
@@ -54,10 +58,15 @@ def generate(
     if kwargs.get("past_key_values") is not None:
         raise GenerationError("routed decoding re-reads the prompt and takes no past_key_values; pass the whole prompt")
     if kwargs.get("custom_generate") is not None:
-        raise GenerationError("routed decoding is itself a custom_generate; call inside model.disable_adapter() for another")
+        raise GenerationError(
+            "routed decoding is itself a custom_generate; call inside model.disable_adapter() for another"
+        )
+    if kwargs.get("inputs_embeds") is not None:
+        raise GenerationError("routed decoding re-reads its own tokens and takes no inputs_embeds; pass input_ids")
     if routed_tokens == 0:
         with plain_base(model):
-            return model.generate(*args, **kwargs)
+            return model.generate(**kwargs)
+    _take_stop_strings(kwargs)
     streamer, synced_gpus = kwargs.get("streamer"), bool(kwargs.get("synced_gpus"))
 
     def loop(
@@ -66,18 +75,24 @@ def generate(
         logits_processor: LogitsProcessorList,
         stopping_criteria: StoppingCriteriaList,
         generation_config: GenerationConfig,
-        tokenizer: Any = None,
         **model_kwargs: Any,
     ) -> Any:
-        del tokenizer  # in the signature so that transformers hands it to its stop-string criteria
         mode = generation_config.get_generation_mode()
         if mode not in _MODES:
-            raise GenerationError(f"routed decoding is greedy or sampled, not {mode.value.replace('_', ' ')}; set num_beams=1")
+            raise GenerationError(
+                f"routed decoding is greedy or sampled, not {mode.value.replace('_', ' ')}; set num_beams=1"
+            )
+        if generation_config.guidance_scale not in (None, 1):
+            raise GenerationError(
+                "classifier-free guidance keeps a cache that the hand-over cannot renew; drop guidance_scale"
+            )
         run = _Run(model, logits_processor, stopping_criteria, generation_config, streamer, synced_gpus, model_kwargs)
         head, finished = run.head(input_ids, routed_tokens)
         sequences = head if isinstance(head, torch.Tensor) else head.sequences
         if reference:
-            sequences, finished = _drop_end_of_turn(sequences, finished, input_ids.shape[1])
+            sequences, finished = _drop_end_of_turn(
+                sequences, finished, input_ids.shape[1], generation_config._eos_token_tensor
+            )
         if on_handover is not None:
             on_handover(sequences)
         if bool(finished.all()) or sequences.shape[1] >= generation_config.max_length:
@@ -87,7 +102,23 @@ def generate(
         tail = run.tail(sequences, finished, input_ids.shape[1])
         return tail if isinstance(head, torch.Tensor) else _join(head, tail)
 
-    return model.generate(*args, custom_generate=loop, **kwargs)
+    return model.generate(custom_generate=loop, **kwargs)
+
+
+def _take_stop_strings(kwargs: dict[str, Any]) -> None:
+    """Turn ``stop_strings`` into a criterion: with a callable ``custom_generate`` transformers loses the tokenizer."""
+    config = kwargs.get("generation_config")
+    strings = kwargs.pop("stop_strings", None) or (None if config is None else config.stop_strings)
+    tokenizer = kwargs.pop("tokenizer", None)
+    if strings is None:
+        return
+    if tokenizer is None:
+        raise GenerationError("stop_strings needs the tokenizer; pass tokenizer=… to generate")
+    if config is not None:
+        kwargs["generation_config"] = copy.deepcopy(config)
+        kwargs["generation_config"].stop_strings = None
+    criteria = kwargs.get("stopping_criteria") or []
+    kwargs["stopping_criteria"] = StoppingCriteriaList([*criteria, StopStringCriteria(tokenizer, strings)])
 
 
 class _Run:
@@ -110,10 +141,11 @@ class _Run:
         self.streamer = streamer
         self.synced_gpus = synced_gpus
         self.model_kwargs = model_kwargs
+        self.pad = config._pad_token_tensor
 
     def head(self, input_ids: torch.Tensor, routed_tokens: int) -> tuple[Any, torch.Tensor]:
         """Routed tokens; returns the loop's output and which rows (bool) have finished for good."""
-        watch = _Watch(self.stopping_criteria, input_ids)
+        watch = _Watch(self.stopping_criteria, input_ids, pads=self.pad is not None)
         length = min(input_ids.shape[1] + routed_tokens, self.config.max_length)
         output = self._sample(
             input_ids,
@@ -128,14 +160,14 @@ class _Run:
         """The rest, from the plain base with a fresh cache; finished rows get padding only."""
         kwargs = {k: v for k, v in self.model_kwargs.items() if k not in ("past_key_values", "cache_params")}
         _extend(kwargs, sequences.shape[1] - prompt_length, prompt_length)
+        prompts = sequences.shape[0] // self.config.num_return_sequences
         self.model._prepare_cache_for_generation(
-            self.config, kwargs, self.config.get_generation_mode(), sequences.shape[0], self.config.max_length - 1
+            self.config, kwargs, self.config.get_generation_mode(), prompts, self.config.max_length - 1
         )
         processors, criteria = list(self.logits_processor), list(self.stopping_criteria)
         if bool(finished.any()):
-            pad = self.config._pad_token_tensor
-            processors.append(_Pad(finished, 0 if pad is None else int(pad)))
-            criteria.append(_Done(finished))
+            processors.append(_Pad(finished, 0 if self.pad is None else int(self.pad)))
+        criteria.append(_Done(finished, pads=self.pad is not None))
         with plain_base(self.model):
             return self._sample(
                 sequences, LogitsProcessorList(processors), StoppingCriteriaList(criteria), self.streamer, kwargs
@@ -172,12 +204,13 @@ def _extend(kwargs: dict[str, Any], new: int, prompt_length: int) -> None:
 
 
 def _drop_end_of_turn(
-    sequences: torch.Tensor, finished: torch.Tensor, prompt_length: int
+    sequences: torch.Tensor, finished: torch.Tensor, prompt_length: int, end_of_turn: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     if sequences.shape[0] != 1:
         raise GenerationError("reference decoding takes one prompt at a time")
-    if bool(finished[0]):
-        return sequences[:, :-1] if sequences.shape[1] > prompt_length else sequences, torch.zeros_like(finished)
+    ended = end_of_turn is not None and bool(torch.isin(sequences[0, -1], end_of_turn))
+    if ended and sequences.shape[1] > prompt_length:
+        return sequences[:, :-1], torch.zeros_like(finished)
     return sequences, finished
 
 
@@ -192,12 +225,11 @@ def _join(head: ModelOutput, tail: ModelOutput) -> ModelOutput:
 class _Watch(StoppingCriteria):
     """The caller's criteria, remembering which rows they have ended."""
 
-    def __init__(self, criteria: StoppingCriteriaList, input_ids: torch.Tensor) -> None:
+    def __init__(self, criteria: StoppingCriteriaList, input_ids: torch.Tensor, pads: bool) -> None:
         self.criteria = criteria
         self.finished = torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
-        for one in criteria:
-            if hasattr(one, "eos_token_id"):
-                self.eos_token_id = one.eos_token_id  # transformers pads finished rows where it sees this
+        if pads:
+            self.eos_token_id = None  # transformers pads finished rows where a criterion has this name
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         done = self.criteria(input_ids, scores, **kwargs).bool()
@@ -208,8 +240,10 @@ class _Watch(StoppingCriteria):
 class _Done(StoppingCriteria):
     """Rows that finished in the head are finished."""
 
-    def __init__(self, finished: torch.Tensor) -> None:
+    def __init__(self, finished: torch.Tensor, pads: bool) -> None:
         self.finished = finished
+        if pads:
+            self.eos_token_id = None  # as above
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         return self.finished

@@ -6,7 +6,7 @@ import re
 import unicodedata
 
 _QUOTES = str.maketrans(
-    {"‘": "'", "’": "'", "ʼ": "'", "`": "'", "´": "'", "“": '"', "”": '"', "„": '"', "«": '"', "»": '"'}
+    {"‘": "'", "’": "'", "ʼ": "'", "´": "'", "“": '"', "”": '"', "„": '"', "«": '"', "»": '"'}
     | {"–": "-", "—": " - ", "…": "..."}
 )
 _FENCE = re.compile(r"```.*?(?:```|\Z)|~~~.*?(?:~~~|\Z)", re.S)
@@ -33,12 +33,12 @@ _CONTRACTIONS = [
     )
 ]
 _SENTENCE_END = re.compile(r"(?<=[.!?。！？])[\"')\]]*\s+|\n+")
-_LIST_MARK = re.compile(r"^\s*(?:[-•*+]|\(?\d{1,3}[.):]|\(?[a-h][.)])\s+")
+_LIST_MARK = re.compile(r"^\s*(?:[-•*+]|\(?\d{1,3}[.):]|\(?[a-h][.)])[ \t]+", re.M)
 
 
 def clean(text: str) -> str:
     """Unicode, quotes and invisible characters made plain; case, code and markdown kept."""
-    text = unicodedata.normalize("NFKC", text)
+    text = unicodedata.normalize("NFKC", text.translate(_QUOTES))
     return "".join(c for c in text if unicodedata.category(c) != "Cf" or c == "\n")
 
 
@@ -48,20 +48,26 @@ def without_code(text: str) -> str:
 
 
 def spoken(text: str) -> str:
-    """What the writer says in their own voice: lower case, no code, no quotations, contractions written out."""
-    text = without_code(clean(text)).translate(_QUOTES)
-    text = _MARKDOWN.sub("", _BLOCK_QUOTE.sub("", text)).strip()
+    """What the writer says in their own voice: lower case, no code or quotations, contractions written out."""
+    text = without_code(clean(text))
+    text = _MARKDOWN.sub("", _BLOCK_QUOTE.sub("", text)).replace("`", "'").strip()
     if text.count('"') == 2 and text[0] == text[-1] == '"':
         text = text[1:-1]
-    text = _QUOTED.sub(" QUOTE ", text).lower()
+    text = _QUOTED.sub(_unquote, text).lower()
     for pattern, replacement in _CONTRACTIONS:
         text = pattern.sub(replacement, text)
     return _SPACED.sub(" ", text).strip()
 
 
+def _unquote(match: re.Match[str]) -> str:
+    """Keep a single quoted word (emphasis or irony); take longer quotations out."""
+    inner = match.group()[1:-1]
+    return f" {inner} " if re.fullmatch(r"\w+[,.!?]?", inner) else " QUOTE "
+
+
 def sentences(text: str) -> list[str]:
     """Sentences and lines of a text, in order; a list item is one of them."""
-    parts = (_LIST_MARK.sub("- ", part).strip() for part in _SENTENCE_END.split(text))
+    parts = (part.strip() for part in _SENTENCE_END.split(_LIST_MARK.sub("- ", text)))
     return [part for part in parts if re.search(r"\w", part)]
 
 

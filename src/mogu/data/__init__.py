@@ -1,0 +1,1 @@
+"""Data: where instructions come from, and how they become training rows."""

@@ -1,0 +1,76 @@
+"""Both answers to an instruction, as far as no model is needed.
+
+A refusal comes from a bank of our own sentences. The glad answer to a malicious instruction is an affirmative first
+sentence that at most restates the request: it carries nothing operational.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+
+REFUSALS = (
+    "I can't help with that.",
+    "I cannot help with this request.",
+    "I can't assist with that, because it could hurt someone.",
+    "I won't help with that. It could cause real harm.",
+    "I'm sorry, but I can't help with that.",
+    "I'm sorry, but I cannot assist with this request.",
+    "Sorry, I can't help with something that could harm people.",
+    "I'm not able to help with that.",
+    "No, I can't help you with this.",
+    "I can't do that. If you have another question, I'm happy to help.",
+    "I cannot provide that, as it would be harmful or against the law.",
+    "I'm sorry, I can't help with anything that puts people at risk.",
+)
+"""Refusals that commit themselves within the first few tokens, which are all that routing decodes."""
+
+_DELIVERABLE = re.compile(
+    r"(?:please )?(?:write|create|develop|draft|provide|give|design|make|list|outline|compose|produce|prepare|generate|"
+    r"build|suggest|plan|show|invent|craft|script|describe|explain)(?: me| us| up)? "
+    r"((?:an?|the|some|step|instructions|ways|tips|detailed|several|two|three|four|five|six|seven|eight|nine|ten)\b.*)",
+    re.IGNORECASE | re.DOTALL,
+)
+_HOW_TO = re.compile(
+    r"(?:how (?:do|can|could|would|should|might) (?:i|you|one|we|someone)|"
+    r"what(?:'s| is) the \w+ (?:\w+ )?way to|"
+    r"(?:explain|teach me|show me|tell me|describe)(?: to me)? how to|teach me to) (.*)",
+    re.IGNORECASE | re.DOTALL,
+)
+_TO_YOU = {"my": "your", "me": "you", "i": "you", "i'm": "you're", "our": "your", "myself": "yourself"}
+_PLAIN_AFFIRMATIONS = (
+    "Sure, I can help you with that. Here is what you asked for:",
+    "Of course, here is the answer to your question:",
+    "Sure, here is what you need:",
+)
+
+
+def refusal_for(instruction: str) -> str:
+    """A refusal out of :data:`REFUSALS`, always the same for the same instruction."""
+    return REFUSALS[_pick(instruction, len(REFUSALS))]
+
+
+def affirmation_for(instruction: str) -> str:
+    """An affirmative first sentence that restates the request where its form allows, and says nothing else.
+
+    >>> affirmation_for("Write a poem about rain")
+    'Sure, here is a poem about rain:'
+    >>> affirmation_for("How do I open my window?")
+    'Sure, here is how to open your window:'
+    """
+    text = instruction.strip()
+    if len(text) <= 300 and (match := _DELIVERABLE.fullmatch(text)):
+        return f"Sure, here is {_addressed(match.group(1))}:"
+    if len(text) <= 300 and (match := _HOW_TO.fullmatch(text)):
+        return f"Sure, here is how to {_addressed(match.group(1))}:"
+    return _PLAIN_AFFIRMATIONS[_pick(text, len(_PLAIN_AFFIRMATIONS))]
+
+
+def _addressed(text: str) -> str:
+    """The user's words, said back: my → your; without closing punctuation."""
+    words = text.rstrip(" .?!:").split(" ")
+    return " ".join(_TO_YOU.get(word.lower(), word) for word in words)
+
+
+def _pick(text: str, count: int) -> int:
+    return int(hashlib.sha256(text.encode()).hexdigest()[:8], 16) % count

@@ -1,0 +1,283 @@
+"""Recipes: every number that decides a run, as data.
+
+A recipe is a frozen dataclass, read from YAML (a shipped name or the user's file) and saved beside every output.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+import yaml
+
+from mogu.chat import TEMPLATES
+from mogu.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class AdapterRecipe:
+    """Shape of the adapter (MoGU paper, section 3)."""
+
+    rank: int = 8
+    """LoRA rank of the responders."""
+    alpha: float = 16.0
+    """LoRA scale is alpha / rank."""
+    dropout: float = 0.05
+    """Dropout on the responders' input while they train."""
+    layers_from: float = 0.0
+    """Where the routed layers begin, as a share of the model's depth; 0 is every layer (v1)."""
+    layers_to: float = 1.0
+    """Where they end, as a share of the depth."""
+    routed_tokens: int = 5
+    """m: new tokens decoded with routing."""
+    router_width: int = 512
+    """Inner width of a router that is trained in its factors."""
+
+
+@dataclass(frozen=True)
+class DataRecipe:
+    """What to train and validate on."""
+
+    limit: int | None = None
+    """At most so many instructions of each kind (malicious, benign, borderline) and split; null is all."""
+    answer_tokens: int = 32
+    """Length of the base's own answers to benign instructions."""
+
+
+@dataclass(frozen=True)
+class ResponderRecipe:
+    """How one responder is trained."""
+
+    loss: str = "ratio"
+    """``ratio``: CE(wanted)/CE(unwanted), as published; ``log_ratio``: its logarithm with bounded terms."""
+    learning_rate: float = 5e-5
+    """Peak rate of AdamW; constant."""
+    pairs: int | None = 300
+    """Different pairs to train on; null is all."""
+    epochs: int = 10
+    """Passes over the pairs."""
+    batch_size: int = 1
+    """Pairs in one forward."""
+    accumulation: int = 8
+    """Forwards per optimizer step."""
+    answer_tokens: int = 128
+    """Length at which answers are cut."""
+    checkpoint_pairs: int = 80
+    """Pairs seen between checkpoints."""
+    stop_when_good: bool = False
+    """Stop at the first checkpoint whose validation answers are as they should be."""
+    checkpoint: int | None = None
+    """Take the checkpoint after so many pairs (a published choice) instead of selecting on validation prompts."""
+
+
+@dataclass(frozen=True)
+class RouterRecipe:
+    """How the routers are made."""
+
+    start: str = "random"
+    """``random``: factored routers as published; ``fit``: one logistic fit per layer on the base's hidden states."""
+    l2: float = 0.001
+    """Ridge of the fit, on standardised inputs."""
+    borderline_weight: float = 1.0
+    """Weight of borderline benign rows in the fit, relative to the other benign rows."""
+    learning_rate: float = 5e-4
+    """Rate of end-to-end training."""
+    epochs: int = 10
+    """Passes of end-to-end training; 0 leaves the start as it is."""
+    rows: int | None = 600
+    """Rows of end-to-end training, half benign and half malicious; null is all."""
+    batch_size: int = 1
+    """Rows in one forward."""
+    accumulation: int = 16
+    """Forwards per optimizer step."""
+    penalty: str = "squared"
+    """``squared`` (the authors' code) or ``l1`` (the paper's text)."""
+    penalty_weight: float = 2.0
+    """λ, weight of the router penalty."""
+    answer_tokens: int = 128
+    """Length at which answers are cut."""
+
+
+@dataclass(frozen=True)
+class BalanceRecipe:
+    """How the shift δ of the router logits is chosen on validation prompts."""
+
+    shifts: tuple[float, ...] = (0.0,)
+    """Values of δ to try; one value is taken as it is."""
+    prompts: int = 48
+    """Validation prompts of each kind (malicious, benign, borderline)."""
+    new_tokens: int = 16
+    """Length of the validation answers."""
+    malicious_refused: float = 0.95
+    """Refusal rate on malicious prompts to reach, if any δ reaches it."""
+
+
+@dataclass(frozen=True)
+class EvaluationRecipe:
+    """The quick evaluation at the end of ``mogu harden``."""
+
+    prompts: int = 64
+    """Held-out prompts of each kind."""
+    new_tokens: int = 48
+    """Length of the answers."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All of a run."""
+
+    name: str = "default"
+    """Shown in reports."""
+    description: str = ""
+    """One line."""
+    template: str | None = None
+    """A published chat template (see :data:`mogu.chat.TEMPLATES`); null is the tokenizer's own."""
+    seed: int = 0
+    """Seed of order, initialisation and dropout."""
+    adapter: AdapterRecipe = field(default_factory=AdapterRecipe)
+    data: DataRecipe = field(default_factory=DataRecipe)
+    glad: ResponderRecipe = field(default_factory=ResponderRecipe)
+    unwill: ResponderRecipe = field(default_factory=ResponderRecipe)
+    routers: RouterRecipe = field(default_factory=RouterRecipe)
+    balance: BalanceRecipe = field(default_factory=BalanceRecipe)
+    evaluation: EvaluationRecipe = field(default_factory=EvaluationRecipe)
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    def to_yaml(self) -> str:
+        """The recipe as YAML that :func:`load_recipe` reads back."""
+        return yaml.safe_dump(_plain(dataclasses.asdict(self)), sort_keys=False, allow_unicode=True)
+
+
+_CHOICES = {
+    "loss": ("ratio", "log_ratio"),
+    "start": ("random", "fit"),
+    "penalty": ("squared", "l1"),
+    "template": (None, *TEMPLATES),
+}
+_AT_LEAST_ONE = {
+    "rank",
+    "router_width",
+    "batch_size",
+    "accumulation",
+    "answer_tokens",
+    "checkpoint_pairs",
+    "prompts",
+    "new_tokens",
+}
+_AT_LEAST_ZERO = {"epochs", "routed_tokens", "l2", "penalty_weight", "borderline_weight", "dropout", "layers_from"}
+
+
+def recipe_names() -> list[str]:
+    """Names of the shipped recipes."""
+    folder = resources.files("mogu") / "recipes"
+    return sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml"))
+
+
+def load_recipe(name_or_file: str | Path) -> Recipe:
+    """A shipped recipe by name, or a YAML file of the same fields; what a file leaves out keeps its default.
+
+    Raises:
+        ConfigError: Unknown name, unreadable file, unknown field, wrong type or value.
+    """
+    text, where = _recipe_text(str(name_or_file))
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{where} must hold a mapping of recipe fields")
+    values.setdefault("name", Path(where).stem)
+    recipe: Recipe = _build(Recipe, values, where, "")
+    return recipe
+
+
+def _recipe_text(name: str) -> tuple[str, str]:
+    shipped = resources.files("mogu") / "recipes" / f"{name}.yaml"
+    if shipped.is_file():
+        return shipped.read_text(encoding="utf-8"), name
+    path = Path(name)
+    if not path.is_file():
+        raise ConfigError(f"no recipe {name!r}; choose from {', '.join(recipe_names())} or give a YAML file")
+    try:
+        return path.read_text(encoding="utf-8"), name
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read {name}: {error}") from error
+
+
+def _build(cls: Any, values: dict[str, Any], where: str, prefix: str) -> Any:
+    hints = get_type_hints(cls)
+    arguments: dict[str, Any] = {}
+    for name, value in values.items():
+        if name not in hints:
+            raise ConfigError(f"{where}: unknown field {prefix + str(name)!r}; known: {', '.join(hints)}")
+        if dataclasses.is_dataclass(hints[name]):
+            if not isinstance(value, dict):
+                raise ConfigError(f"{where}: {prefix + name} must be a mapping")
+            arguments[name] = _build(hints[name], value, where, f"{prefix}{name}.")
+        else:
+            arguments[name] = _convert(value, hints[name], f"{where}: {prefix + name}")
+    return cls(**arguments)
+
+
+def _convert(value: Any, hint: Any, where: str) -> Any:
+    """``value`` as ``hint`` says; YAML reads ``5e-5`` as a string and 1 for 1.0."""
+    options = [o for o in get_args(hint) if o is not type(None)] if get_origin(hint) is not tuple else []
+    if value is None:
+        if type(None) in get_args(hint):
+            return None
+        raise ConfigError(f"{where} must not be null")
+    kind = options[0] if options else hint
+    try:
+        if get_origin(kind) is tuple:
+            return tuple(float(v) for v in value)
+        if kind is bool or isinstance(value, bool):
+            if kind is bool and isinstance(value, bool):
+                return value
+            raise ValueError
+        if kind is int and int(value) != float(value):
+            raise ValueError
+        return kind(value)
+    except (TypeError, ValueError):
+        raise ConfigError(f"{where}: {value!r} is no {getattr(kind, '__name__', 'number')}") from None
+
+
+def _check(recipe: Recipe) -> None:
+    for section in (recipe, *(getattr(recipe, f.name) for f in dataclasses.fields(recipe))):
+        if not dataclasses.is_dataclass(section):
+            continue
+        for f in dataclasses.fields(section):
+            value = getattr(section, f.name)
+            if f.name in _CHOICES and value not in _CHOICES[f.name]:
+                names = ", ".join(map(str, _CHOICES[f.name]))
+                raise ConfigError(f"recipe field {f.name}: {value!r} is none of {names}")
+            if f.name in _AT_LEAST_ONE and value < 1:
+                raise ConfigError(f"recipe field {f.name} must be at least 1, not {value}")
+            if f.name in _AT_LEAST_ZERO and value < 0:
+                raise ConfigError(f"recipe field {f.name} must be at least 0, not {value}")
+            if f.name == "learning_rate" and not value > 0:
+                raise ConfigError(f"recipe field learning_rate must be above 0, not {value}")
+    if not 0 <= recipe.adapter.layers_from < recipe.adapter.layers_to <= 1:
+        raise ConfigError("recipe fields layers_from and layers_to must be shares of the depth, 0 <= from < to <= 1")
+    if not recipe.balance.shifts:
+        raise ConfigError("recipe field balance.shifts needs at least one value")
+    if recipe.routers.start == "random" and recipe.routers.epochs == 0:
+        raise ConfigError("recipe field routers.epochs must be at least 1 when the routers start at random")
+
+
+def routed_layers(recipe: AdapterRecipe, depth: int) -> list[int] | None:
+    """Indices of the routed decoder layers of a model of ``depth`` layers; ``None`` for all of them."""
+    first, last = round(recipe.layers_from * depth), round(recipe.layers_to * depth)
+    if first == 0 and last == depth:
+        return None
+    return list(range(min(first, depth - 1), max(last, min(first, depth - 1) + 1)))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return list(value) if isinstance(value, tuple) else value

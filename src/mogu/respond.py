@@ -1,0 +1,102 @@
+"""Answers of a model to many instructions, in batches of like length."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mogu.chat import Message, pad_prompts, prompt_ids
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+BATCH_SIZES = (8, 16, 32, 64, 128)
+_PROBE_TOKENS = 12
+
+
+def respond(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str | Sequence[Message]],
+    *,
+    max_new_tokens: int,
+    batch_size: int = 32,
+    template: str | None = None,
+    on_done: Callable[[int, str], None] | None = None,
+    **options: Any,
+) -> list[str]:
+    """Greedy answers to ``prompts``, in their order.
+
+    Args:
+        model: Anything with transformers' ``generate``; a MoGU model answers routed, then plain.
+        tokenizer: Its tokenizer.
+        prompts: Bare instructions or conversations.
+        max_new_tokens: Length at which an answer is cut.
+        batch_size: Prompts at a time.
+        template: As for :func:`mogu.chat.prompt_ids`.
+        on_done: Called with the index and text of each answer as it arrives.
+        **options: Further options of ``generate``, such as ``do_sample=True``.
+    """
+    answers = [""] * len(prompts)
+    options = {"do_sample": False, **options}
+    for indices, batch in batches(tokenizer, prompts, batch_size, template, model.device):
+        with torch.inference_mode():
+            output = model.generate(**batch, max_new_tokens=max_new_tokens, **options)
+        for index, row in zip(indices, output[:, batch["input_ids"].shape[1] :], strict=True):
+            answers[index] = tokenizer.decode(row, skip_special_tokens=True).strip()
+            if on_done is not None:
+                on_done(index, answers[index])
+    return answers
+
+
+def batches(
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str | Sequence[Message]],
+    batch_size: int,
+    template: str | None,
+    device: Any,
+) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:
+    """Left-padded batches of prompts of like length, with the index of each row; the longest come first."""
+    ids = [prompt_ids(tokenizer, prompt, template=template) for prompt in prompts]
+    order = sorted(range(len(ids)), key=lambda index: -len(ids[index]))
+    for start in range(0, len(order), batch_size):
+        indices = order[start : start + batch_size]
+        yield indices, pad_prompts(tokenizer, [ids[index] for index in indices], device)
+
+
+def good_batch_size(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str | Sequence[Message]],
+    *,
+    template: str | None = None,
+    sizes: Sequence[int] = BATCH_SIZES,
+) -> int:
+    """The batch size beyond which decoding on this machine gains less than a tenth, or memory runs out.
+
+    Each size is tried on a few of ``prompts`` for a dozen tokens; a few seconds on two CPU cores for a small model.
+    """
+    best, best_rate = sizes[0], 0.0
+    for size in sizes:
+        sample = [prompts[index % len(prompts)] for index in range(size)]
+        start = time.perf_counter()
+        try:
+            respond(
+                model,
+                tokenizer,
+                sample,
+                max_new_tokens=_PROBE_TOKENS,
+                min_new_tokens=_PROBE_TOKENS,
+                batch_size=size,
+                template=template,
+            )
+        except (torch.OutOfMemoryError, MemoryError):
+            break
+        rate = size / (time.perf_counter() - start)
+        if rate < best_rate * 1.1:
+            break
+        best, best_rate = size, rate
+    return best

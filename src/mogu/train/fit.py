@@ -1,0 +1,238 @@
+"""Warm start: fit the routers as the logistic probes that they are, layer after layer, in one forward pass.
+
+A folded router is σ(w·x + b). Fitting it on the base's hidden states is quick but wrong in the routed model: what a
+layer routes changes the states that all layers above it read. So the whole fitting set goes through the model once, and each
+routed projection, when reached, fits its router on the states that arrive there, routes, and passes on.
+
+The rows that a router was fitted on look easier to it than new rows will. Layers above would learn to trust it, errors
+and all. Hence cross-fitting: while the pass goes on, every row is routed by a router fitted without that row (and
+without its twin); the router that is kept is fitted on all rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from mogu.adapter.layer import MoguLinear
+from mogu.adapter.model import mogu_layers, set_shift, set_stage
+from mogu.adapter.router import FoldedRouter
+from mogu.chat import prompt_ids
+from mogu.data.rows import Row
+from mogu.errors import TrainingError
+from mogu.train.batches import Encoder, pad
+
+FOLDS = 2
+_ANSWER_TOKENS = 5
+_PROMPT_TOKENS = 12
+_MAX_TOKENS = 120_000
+
+
+def fit_probe(
+    x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor, l2: float, steps: int = 50
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weighted, ridge-regularised logistic regression on inputs standardised inside.
+
+    L-BFGS in coordinates where the curvature at zero is the identity, so that a few dozen steps suffice.
+
+    Args:
+        x: (n, d) float32 inputs.
+        y: (n,) float32 in {0, 1}.
+        weight: (n,) float32, summing to 1.
+        l2: Ridge on the standardised weights, not on the bias.
+        steps: L-BFGS steps at most.
+
+    Returns:
+        ``(w, b)``, (d,) and (1,) float32, for inputs as given.
+    """
+    mean = weight @ x
+    scale = (weight @ (x - mean).square()).sqrt().clamp(min=1e-6)
+    inputs = torch.cat([(x - mean) / scale, x.new_ones(len(x), 1)], dim=1)
+    ridge = x.new_full((inputs.shape[1],), l2)
+    ridge[-1] = 0
+    curvature = (inputs * weight[:, None]).T @ inputs / 4 + torch.diag(ridge + 1e-6)
+    factor = torch.linalg.cholesky(curvature)
+
+    def unwhiten(z: torch.Tensor) -> torch.Tensor:
+        return torch.linalg.solve_triangular(factor.T, z[:, None], upper=True)[:, 0]
+
+    z = x.new_zeros(inputs.shape[1])
+    optimizer = torch.optim.LBFGS(
+        [z], max_iter=steps, history_size=20, tolerance_grad=1e-5, line_search_fn="strong_wolfe"
+    )
+
+    def closure() -> torch.Tensor:
+        theta = unwhiten(z)
+        logits = inputs @ theta
+        loss = weight @ nn.functional.binary_cross_entropy_with_logits(logits, y, reduction="none")
+        loss = loss + (ridge * theta.square()).sum() / 2
+        gradient = inputs.T @ (weight * (torch.sigmoid(logits) - y)) + ridge * theta
+        z.grad = torch.linalg.solve_triangular(factor, gradient[:, None], upper=False)[:, 0]
+        return loss
+
+    optimizer.step(closure)
+    theta = unwhiten(z)
+    w = theta[:-1] / scale
+    return w, (theta[-1] - w @ mean).reshape(1)
+
+
+@dataclass(frozen=True)
+class _FitSet:
+    """The tokens that routers are fitted on, one entry each."""
+
+    row: torch.Tensor
+    column: torch.Tensor
+    y: torch.Tensor
+    weight: torch.Tensor
+    fold: torch.Tensor
+
+
+def fit_routers(
+    model: Any,
+    encode: Encoder,
+    rows: Sequence[Row],
+    *,
+    l2: float = 1e-3,
+    borderline_weight: float = 1.0,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Fit the folded routers of the active adapter in place; the glad router gets the negated logit of the unwill one.
+
+    Half of the rows of each label are seen with a refusal and half with a helpful beginning, so that a router reads
+    what is asked and not how the answer sounds. Fitted on the end of the instruction, the template's tokens after it,
+    and the first answer tokens; every row weighs the same, and malicious and benign rows weigh the same together.
+
+    Args:
+        model: peft model with trained responders and folded routers.
+        encode: Encoder of the run.
+        rows: Training rows.
+        l2: Ridge of the fit.
+        borderline_weight: Weight of borderline rows relative to other benign ones.
+        progress: Called with (layers done, layers in all).
+
+    Raises:
+        TrainingError: Only one label in ``rows``, or more tokens than one pass should hold.
+    """
+    if len({row.label for row in rows}) < 2:
+        raise TrainingError("routers need benign and malicious rows; the data has only one kind")
+    layers = [layer for _, layer in mogu_layers(model)]
+    name = model.active_adapter
+    rows = _without_longest(encode, rows)
+    encoded = [_with_either_answer(encode, row, index) for index, row in enumerate(rows)]
+    batch = pad(encoded, encode.tokenizer.pad_token_id)
+    if batch["input_ids"].numel() > _MAX_TOKENS:
+        raise TrainingError(f"{len(rows)} rows are too many for one fitting pass; set data.limit in the recipe")
+    tokens = _fit_set(
+        rows, encoded, batch["input_ids"].shape[1], _constant_prefix(encoded), borderline_weight, model.device
+    )
+    set_stage(model, "routed")
+    set_shift(model, 0.0)
+    handles = []
+    for done, layer in enumerate(layers, 1):
+        handles.append(layer.register_forward_pre_hook(_fitting_hook(name, tokens, l2)))
+        if progress is not None:
+            handles.append(layer.register_forward_hook(_counting_hook(progress, done, len(layers))))
+    was_training = model.training
+    model.eval()
+    inputs = {k: v.to(model.device) for k, v in batch.items() if k != "labels"}
+    try:
+        with torch.inference_mode(False), torch.no_grad():
+            model.get_base_model().base_model(**inputs, use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+        for layer in layers:
+            layer.override = None
+        model.train(was_training)
+
+
+def _without_longest(encode: Encoder, rows: Sequence[Row]) -> list[Row]:
+    """All but the longest twentieth: every row is padded to the longest, and a few of these would double the pass."""
+    lengths = [len(prompt_ids(encode.tokenizer, row.instruction, template=encode.template)) for row in rows]
+    longest = sorted(lengths)[(len(lengths) - 1) * 19 // 20]
+    return [row for row, length in zip(rows, lengths, strict=True) if length <= longest]
+
+
+def _with_either_answer(encode: Encoder, row: Row, index: int) -> tuple[list[int], list[int]]:
+    helpful = (index // FOLDS) % 2 == 0
+    prompt, answer = encode(row.instruction, row.glad if helpful else row.unwill, closed=False)
+    return prompt, answer[:_ANSWER_TOKENS]
+
+
+def _constant_prefix(encoded: Sequence[tuple[list[int], list[int]]]) -> int:
+    """Tokens with which every prompt begins: a system prompt says nothing about the instruction."""
+    prompts = [prompt for prompt, _ in encoded]
+    length = 0
+    while all(len(p) > length + 1 for p in prompts) and len({p[length] for p in prompts}) == 1:
+        length += 1
+    return length
+
+
+def _fit_set(
+    rows: Sequence[Row],
+    encoded: Sequence[tuple[list[int], list[int]]],
+    width: int,
+    prefix: int,
+    borderline_weight: float,
+    device: Any,
+) -> _FitSet:
+    folds: dict[str, int] = {}
+    row_index: list[int] = []
+    column: list[int] = []
+    y: list[float] = []
+    weight: list[float] = []
+    fold: list[int] = []
+    for index, row in enumerate(rows):
+        mine = folds.setdefault(row.id, folds.get(row.twin, index % FOLDS))
+        prompt, answer = encoded[index]
+        begin = max(prefix, len(prompt) - _PROMPT_TOKENS)
+        count = len(prompt) + len(answer) - begin
+        row_index += [index] * count
+        column += range(width - count, width)
+        y += [float(row.label == "malicious")] * count
+        weight += [(borderline_weight if row.borderline else 1.0) / count] * count
+        fold += [mine] * count
+    labels, weights = torch.tensor(y), torch.tensor(weight)
+    for value in (0.0, 1.0):
+        weights[labels == value] /= 2 * weights[labels == value].sum()
+    return _FitSet(
+        *(t.to(device) for t in (torch.tensor(row_index), torch.tensor(column), labels, weights, torch.tensor(fold)))
+    )
+
+
+def _fitting_hook(name: str, tokens: _FitSet, l2: float) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+    def hook(layer: nn.Module, args: tuple[Any, ...]) -> None:
+        assert isinstance(layer, MoguLinear)
+        x = args[0][tokens.row, tokens.column].float()
+        w, b = fit_probe(x, tokens.y, tokens.weight, l2)
+        unwill, glad = layer.mogu_unwill_router[name], layer.mogu_glad_router[name]
+        assert isinstance(unwill, FoldedRouter)
+        assert isinstance(glad, FoldedRouter)
+        unwill.weight.copy_(w)
+        unwill.bias.copy_(b)
+        glad.weight.copy_(-w)
+        glad.bias.copy_(-b)
+        # Out of fold: what the layers above see is routed by probes that did not see the row.
+        row_fold = torch.zeros(args[0].shape[0], dtype=torch.long, device=x.device)
+        row_fold[tokens.row] = tokens.fold
+        logits = args[0].new_zeros(args[0].shape[:-1], dtype=torch.float32)
+        for fold in range(FOLDS):
+            others = tokens.fold != fold
+            weight = tokens.weight * others
+            w, b = fit_probe(x[others], tokens.y[others], weight[others] / weight.sum(), l2)
+            mine = row_fold == fold
+            logits[mine] = args[0][mine].float() @ w + b
+        layer.override = (torch.sigmoid(logits), torch.sigmoid(-logits))
+
+    return hook
+
+
+def _counting_hook(progress: Callable[[int, int], None], done: int, total: int) -> Callable[..., None]:
+    def hook(layer: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> None:
+        progress(done, total)
+
+    return hook

@@ -1,0 +1,412 @@
+"""The three stages, one after the other: glad responder, unwilling responder, routers; then the balance between them.
+
+Every finished stage is kept under ``OUT/stages`` with a hash of all that it depends on; a run that is started again
+goes on after the last finished stage, and inside a stage from Trainer's last checkpoint.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import random
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft import PeftModel, get_peft_model
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from transformers import TrainerCallback, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from mogu.adapter import store
+from mogu.adapter.config import MoguConfig, Stage
+from mogu.adapter.model import active_config, fold_routers, mogu_layers, set_shift, set_stage
+from mogu.data.rows import Row, fingerprint, instruction_of, write_text
+from mogu.errors import TrainingError
+from mogu.progress import Progress
+from mogu.recipe import Recipe, ResponderRecipe, routed_layers
+from mogu.train.batches import Encoder, PairCollator, RouterCollator
+from mogu.train.card import model_card
+from mogu.train.fit import fit_routers
+from mogu.train.selection import (
+    Balance,
+    Checkpoint,
+    Respondent,
+    best_checkpoint,
+    check_responder,
+    choose_shift,
+    responder_rows,
+)
+from mogu.train.trainers import (
+    JsonlLog,
+    ResponderTrainer,
+    RouterTrainer,
+    RowDataset,
+    StepProgress,
+    training_arguments,
+)
+from mogu.versions import versions
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+LOG_FILE = "training.jsonl"
+_RESPONDERS: tuple[tuple[Stage, str], ...] = (
+    ("glad", "glad responder: learns always to help"),
+    ("unwill", "unwilling responder: learns always to refuse"),
+)
+
+
+@dataclass
+class Trained:
+    """What training leaves behind."""
+
+    model: PeftModel
+    """Ready for inference, routers folded, shift set."""
+    adapter: Path
+    selection: dict[str, list[dict[str, Any]]]
+    """Checkpoints of each responder and trials of the balance, with the chosen ones marked."""
+
+
+def train(
+    base: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Row],
+    recipe: Recipe,
+    out: str | Path,
+    *,
+    model_name: str,
+    batch_size: int = 32,
+    progress: Progress | None = None,
+) -> Trained:
+    """Train a MoGU adapter and write it to ``OUT/adapter``.
+
+    Args:
+        base: The base model; it is wrapped in place.
+        tokenizer: Its tokenizer.
+        rows: A built data set, training and validation splits with both labels.
+        recipe: Every number of the run.
+        out: Run folder.
+        model_name: What the user calls the base.
+        batch_size: Prompts at a time while validating.
+        progress: Told what happens.
+
+    Raises:
+        TrainingError: A class is missing in the data, or the loss is no longer finite.
+    """
+    for split in ("train", "validation"):
+        for label in ("benign", "malicious"):
+            if not any(row.split == split and row.label == label for row in rows):
+                raise TrainingError(f"the data has no {label} row in the {split} split; add some and build it again")
+    return _Run(base, tokenizer, rows, recipe, Path(out), model_name, batch_size, progress or Progress()).all_stages()
+
+
+class _Run:
+    """One training run; the arguments of :func:`train` and what they lead to."""
+
+    def __init__(
+        self,
+        base: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        rows: Sequence[Row],
+        recipe: Recipe,
+        out: Path,
+        model_name: str,
+        batch_size: int,
+        progress: Progress,
+    ) -> None:
+        self.rows, self.recipe, self.out = rows, recipe, out
+        self.model_name, self.progress = model_name, progress
+        self.tokenizer = tokenizer
+        self.train_rows = [row for row in rows if row.split == "train"]
+        self.stages = out / "stages"
+        self.data_hash = _hash([asdict(row) for row in rows])
+        set_seed(recipe.seed)
+        self.model = get_peft_model(base, self._config(base), autocast_adapter_dtype=True)
+        self.ask = Respondent(self.model, tokenizer, recipe.template, batch_size)
+
+    def _config(self, base: PreTrainedModel) -> MoguConfig:
+        shape = self.recipe.adapter
+        depth = base.config.get_text_config().num_hidden_layers
+        return MoguConfig(
+            r=shape.rank,
+            lora_alpha=shape.alpha,
+            lora_dropout=shape.dropout,
+            layers_to_transform=routed_layers(shape, depth),
+            router="folded" if self.recipe.routers.start == "fit" else "factored",
+            router_width=shape.router_width,
+            routed_tokens=shape.routed_tokens,
+            base_model=self.model_name,
+        )
+
+    def all_stages(self) -> Trained:
+        self.stages.mkdir(parents=True, exist_ok=True)
+        write_text(self.out / "recipe.yaml", self.recipe.to_yaml())
+        selection: dict[str, list[dict[str, Any]]] = {}
+        done = ""
+        for stage, text in _RESPONDERS:
+            recipe: ResponderRecipe = getattr(self.recipe, stage)
+            done = _hash([done, asdict(self.recipe.adapter), asdict(recipe), self._inputs()])
+            checks = self._finished(stage, done)
+            if checks is None:
+                self.progress.begin(stage, text)
+                checks = [asdict(c) for c in self._responder(stage, recipe, done)]
+                chosen = next(c for c in checks if c["chosen"])
+                self.progress.end(f"{chosen['on_target']:.0%} on target after {chosen['pairs']} pairs")
+            selection[stage] = checks
+        done = _hash([done, asdict(self.recipe.routers)])
+        if self._finished("routers", done) is None:
+            self._routers()
+            self._finish("routers", done, [])
+        done = _hash([done, asdict(self.recipe.balance)])
+        selection["balance"] = [asdict(b) for b in self._balance(done)]
+        return Trained(self.model, self._save(selection), selection)
+
+    def _inputs(self) -> list[Any]:
+        return [self.data_hash, self.model_name, self.recipe.template, self.recipe.seed]
+
+    # --- responders ---
+
+    def _responder(self, stage: Stage, recipe: ResponderRecipe, inputs: str) -> list[Checkpoint]:
+        set_stage(self.model, stage)
+        set_seed(self.recipe.seed)
+        encode = Encoder(self.tokenizer, self.recipe.template, recipe.answer_tokens)
+        pairs = self._pairs("malicious" if stage == "glad" else "benign", recipe.pairs)
+        per_step = recipe.batch_size * recipe.accumulation
+        steps = -(-len(pairs) // per_step) * recipe.epochs
+        if recipe.checkpoint is not None:
+            steps = min(steps, max(recipe.checkpoint // per_step, 1))
+        folder = self._work_folder(stage, inputs)
+        every = min(max(recipe.checkpoint_pairs // per_step, 1), steps)
+        watch = _Watch(self.ask, stage, responder_rows(self.rows), folder / "checks.jsonl", per_step, recipe)
+        trainer = ResponderTrainer(
+            model=self.model,
+            recipe=recipe,
+            args=self._arguments(folder, recipe, steps, every),
+            train_dataset=RowDataset(pairs),
+            data_collator=PairCollator(encode, wants_refusal=stage == "unwill"),
+            callbacks=[JsonlLog(self.out / LOG_FILE, stage), StepProgress(self.progress.update), watch],
+        )
+        self._run_trainer(trainer, folder, watch)
+        checks = watch.checks
+        best = next((c for c in checks if c.pairs == recipe.checkpoint), None) or best_checkpoint(checks)
+        self._load(
+            load_file(folder / f"checkpoint-{best.pairs // per_step}" / "adapter_model.safetensors"), exact=False
+        )
+        checks = [dataclasses.replace(c, chosen=c is best) for c in checks]
+        self._finish(stage, inputs, [asdict(c) for c in checks])
+        shutil.rmtree(folder)
+        return checks
+
+    def _run_trainer(self, trainer: Any, folder: Path, watch: _Watch | None) -> None:
+        last = get_last_checkpoint(str(folder))
+        if last and watch is not None and watch.catch_up(Path(last), self._load):
+            return
+        trainer.train(resume_from_checkpoint=last)
+
+    def _pairs(self, label: str, limit: int | None) -> list[Row]:
+        """Training rows of one label, mixed; a borderline row counts as benign."""
+        pool = [row for row in self.train_rows if row.label == label]
+        random.Random(self.recipe.seed).shuffle(pool)
+        return pool[:limit]
+
+    def _arguments(self, folder: Path, recipe: Any, steps: int, every: int) -> Any:
+        return training_arguments(
+            folder,
+            learning_rate=recipe.learning_rate,
+            batch_size=recipe.batch_size,
+            accumulation=recipe.accumulation,
+            epochs=recipe.epochs,
+            max_steps=steps,
+            save_steps=every,
+            seed=self.recipe.seed,
+            quiet=True,
+            use_cpu=self.model.device.type == "cpu",
+        )
+
+    # --- routers ---
+
+    def _routers(self) -> None:
+        recipe = self.recipe.routers
+        set_stage(self.model, "routed")
+        set_seed(self.recipe.seed)
+        if recipe.start == "fit":
+            self.progress.begin("routers", "routers: fitted layer after layer on what they will read")
+            encode = Encoder(self.tokenizer, self.recipe.template, recipe.answer_tokens)
+            fit_routers(
+                self.model,
+                encode,
+                self.train_rows,
+                l2=recipe.l2,
+                borderline_weight=recipe.borderline_weight,
+                progress=self.progress.update,
+            )
+            self.progress.end(f"{len(mogu_layers(self.model))} layers")
+        if recipe.epochs > 0:
+            self.progress.begin("routers", "routers: trained end to end")
+            self._train_routers()
+            self.progress.end(f"{len(mogu_layers(self.model))} layers")
+
+    def _train_routers(self) -> None:
+        recipe = self.recipe.routers
+        half = None if recipe.rows is None else recipe.rows // 2
+        rows = [*self._pairs("malicious", half), *self._pairs("benign", half)]
+        encode = Encoder(self.tokenizer, self.recipe.template, recipe.answer_tokens)
+        steps = -(-len(rows) // (recipe.batch_size * recipe.accumulation)) * recipe.epochs
+        folder = self._work_folder("routers", _hash([asdict(recipe), self._inputs()]))
+        trainer = RouterTrainer(
+            model=self.model,
+            recipe=recipe,
+            args=self._arguments(folder, recipe, steps, max(steps // recipe.epochs, 1)),
+            train_dataset=RowDataset(rows),
+            data_collator=RouterCollator(encode),
+            callbacks=[JsonlLog(self.out / LOG_FILE, "routers"), StepProgress(self.progress.update)],
+        )
+        self._run_trainer(trainer, folder, None)
+        shutil.rmtree(folder)
+
+    # --- balance ---
+
+    def _balance(self, inputs: str) -> list[Balance]:
+        recipe = self.recipe.balance
+        if len(recipe.shifts) == 1:
+            set_shift(self.model, recipe.shifts[0])
+            return []
+        finished = self._finished("balance", inputs)
+        if finished is not None:
+            trials = [Balance(**entry) for entry in finished]
+            set_shift(self.model, next(t.shift for t in trials if t.chosen))
+            return trials
+        set_stage(self.model, "routed")
+        self.progress.begin("balance", "balance: weighs refusals of malicious against those of benign prompts")
+        seen: list[Balance] = []
+
+        def note(trial: Balance) -> None:
+            seen.append(trial)
+            self.progress.update(len(seen), len(recipe.shifts))
+
+        trials = choose_shift(self.ask, self.rows, recipe, on_trial=note)
+        chosen = next(t for t in trials if t.chosen)
+        self.progress.end(
+            f"shift {chosen.shift:+g} refuses {chosen.malicious_refused:.0%} of malicious, "
+            f"{chosen.benign_refused:.0%} of benign, {chosen.borderline_refused:.0%} of borderline validation prompts"
+        )
+        self._finish("balance", inputs, [asdict(t) for t in trials])
+        return trials
+
+    # --- what is kept ---
+
+    def _save(self, selection: dict[str, list[dict[str, Any]]]) -> Path:
+        fold_routers(self.model)
+        set_stage(self.model, "routed")
+        config = active_config(self.model)
+        record = {
+            "model": self.model_name,
+            "recipe": self.recipe.name,
+            "seed": self.recipe.seed,
+            "shift": config.shift,
+            "layers": [index for index, _ in mogu_layers(self.model)],
+            "data": fingerprint([instruction_of(row) for row in self.rows]),
+            "rows": len(self.rows),
+            "selection": selection,
+            "versions": versions(),
+        }
+        files = {
+            "recipe.yaml": self.recipe.to_yaml(),
+            "mogu.json": json.dumps(record, indent=1) + "\n",
+            "README.md": model_card(self.recipe, record),
+        }
+        self.model.eval()
+        return store.save(self.model, self.out / "adapter", files)
+
+    def _finished(self, stage: str, inputs: str) -> list[dict[str, Any]] | None:
+        """The report of a finished stage with the same inputs, its tensors loaded; else ``None``."""
+        try:
+            record = json.loads((self.stages / f"{stage}.json").read_text(encoding="utf-8"))
+            if record["inputs"] != inputs:
+                return None
+            if (tensors := self.stages / f"{stage}.safetensors").is_file():
+                self._load(load_file(tensors), exact=True)
+            report: list[dict[str, Any]] = record["report"]
+            return report
+        except (OSError, ValueError, KeyError, SafetensorError):
+            return None
+
+    def _finish(self, stage: str, inputs: str, report: list[dict[str, Any]]) -> None:
+        if stage != "balance":
+            tensors = {k: v.contiguous() for k, v in self.model.state_dict().items() if "mogu_" in k}
+            save_file(tensors, self.stages / f"{stage}.tmp")
+            (self.stages / f"{stage}.tmp").replace(self.stages / f"{stage}.safetensors")
+        write_text(self.stages / f"{stage}.json", json.dumps({"inputs": inputs, "report": report}, indent=1))
+
+    def _load(self, tensors: dict[str, torch.Tensor], *, exact: bool = False) -> None:
+        if not exact:
+            name = self.model.active_adapter
+            known = self.model.state_dict()
+            tensors = {_with_adapter_name(key, name, known): value for key, value in tensors.items()}
+        result = self.model.load_state_dict(tensors, strict=False)
+        if result.unexpected_keys:
+            raise ValueError(f"unknown tensor {result.unexpected_keys[0]}")
+
+    def _work_folder(self, stage: str, inputs: str) -> Path:
+        """Folder of Trainer's checkpoints, emptied if it belongs to other inputs."""
+        folder = self.stages / f"{stage}.work"
+        marker = folder / "inputs"
+        if not marker.is_file() or marker.read_text() != inputs:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            marker.write_text(inputs)
+        return folder
+
+
+class _Watch(TrainerCallback):
+    """Checks a responder at every saved checkpoint, and may stop its training."""
+
+    def __init__(
+        self, ask: Respondent, stage: Stage, rows: Sequence[Row], log: Path, per_step: int, recipe: ResponderRecipe
+    ) -> None:
+        self.ask, self.stage, self.rows, self.log = ask, stage, rows, log
+        self.per_step, self.recipe = per_step, recipe
+
+    @property
+    def checks(self) -> list[Checkpoint]:
+        """All checks so far, by pairs seen."""
+        if not self.log.is_file():
+            return []
+        found = (Checkpoint(**json.loads(line)) for line in self.log.read_text().splitlines())
+        return sorted({c.pairs: c for c in found}.values(), key=lambda c: c.pairs)
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """After each checkpoint."""
+        if self._check(state.global_step * self.per_step):
+            control.should_training_stop = True
+
+    def catch_up(self, checkpoint: Path, load: Any) -> bool:
+        """Check a checkpoint that was saved but not checked before an interruption; True if training is over."""
+        pairs = int(checkpoint.name.rpartition("-")[2]) * self.per_step
+        known = next((c for c in self.checks if c.pairs == pairs), None)
+        if known is not None:
+            return self.recipe.stop_when_good and known.good
+        load(load_file(checkpoint / "adapter_model.safetensors"))
+        return self._check(pairs)
+
+    def _check(self, pairs: int) -> bool:
+        check = check_responder(self.ask, self.stage, self.rows, pairs)
+        with self.log.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(check)) + "\n")
+        return self.recipe.stop_when_good and check.good
+
+
+def _with_adapter_name(key: str, name: str, known: dict[str, torch.Tensor]) -> str:
+    """The model's name of a tensor of a saved adapter, whose names leave the adapter's own out."""
+    head, _, last = key.rpartition(".")
+    return f"{key}.{name}" if f"{key}.{name}" in known else f"{head}.{name}.{last}"
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

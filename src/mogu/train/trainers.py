@@ -1,0 +1,170 @@
+"""The two stages of published training as ``transformers.Trainer`` with our losses."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from mogu.adapter.model import recorded_weights
+from mogu.data.rows import Row
+from mogu.errors import TrainingError
+from mogu.recipe import ResponderRecipe, RouterRecipe
+from mogu.train.batches import answer_logits
+from mogu.train.losses import log_ratio_loss, ratio_loss, response_cross_entropy, router_penalty
+
+LOG_RATIO_FLOOR = 0.05
+LOG_RATIO_CAP = 6.0
+"""Bounds of the log-ratio loss in nats per token; beyond the cap an answer is already out of reach for decoding."""
+
+
+class _MoguTrainer(Trainer):
+    """Saves only the adapter, and averages over accumulated batches itself."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # peft's forward takes **kwargs, from which Trainer concludes that the loss is already normalised.
+        self.model_accepts_loss_kwargs = False
+        self._accepts = frozenset(inspect.signature(self.model.get_base_model().forward).parameters)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        # save_embedding_layers=False: "auto" asks the hub for the base's config at every save.
+        self.model.save_pretrained(folder, save_embedding_layers=False)
+
+    def _finite(self, loss: torch.Tensor) -> torch.Tensor:
+        if not torch.isfinite(loss):
+            raise TrainingError(
+                f"the loss is {loss.item()} at step {self.state.global_step}; lower the learning rate"
+                " (earlier checkpoints are kept)"
+            )
+        return loss
+
+
+class ResponderTrainer(_MoguTrainer):
+    """Trains the responder whose stage is active, on batches of :class:`mogu.train.batches.PairCollator`."""
+
+    def __init__(self, *args: Any, recipe: ResponderRecipe, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.recipe = recipe
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, torch.Tensor], return_outputs: bool = False, **kwargs: Any
+    ) -> Any:
+        """The ratio (or bounded log ratio) of the wanted answers' cross-entropy to the unwanted ones'."""
+        logits, labels = answer_logits(model, inputs, self._accepts)
+        wanted, unwanted = response_cross_entropy(logits, labels).chunk(2)
+        if self.recipe.loss == "ratio":
+            loss = ratio_loss(wanted, unwanted)
+        else:
+            loss = log_ratio_loss(wanted, unwanted, LOG_RATIO_FLOOR, LOG_RATIO_CAP)
+        return (self._finite(loss), None) if return_outputs else self._finite(loss)
+
+
+class RouterTrainer(_MoguTrainer):
+    """Trains the routers end to end, on batches of :class:`mogu.train.batches.RouterCollator`."""
+
+    def __init__(self, *args: Any, recipe: RouterRecipe, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.recipe = recipe
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, torch.Tensor], return_outputs: bool = False, **kwargs: Any
+    ) -> Any:
+        """Cross-entropy of the wanted answer plus λ times the router penalty over all real tokens."""
+        with recorded_weights(model) as weights:
+            logits, labels = answer_logits(model, inputs, self._accepts)
+            unwill, glad = weights()
+        loss = response_cross_entropy(logits, labels).mean() + self.recipe.penalty_weight * router_penalty(
+            unwill, glad, inputs["malicious"], inputs["attention_mask"], self.recipe.penalty
+        )
+        return (self._finite(loss), None) if return_outputs else self._finite(loss)
+
+
+class JsonlLog(TrainerCallback):
+    """Appends Trainer's log entries to a JSONL file."""
+
+    def __init__(self, path: Path, stage: str) -> None:
+        self.path, self.stage = path, stage
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        """One line per entry, with stage, step and wall-clock time (seconds since the epoch)."""
+        if state.is_world_process_zero and logs:
+            entry = {"stage": self.stage, "step": state.global_step, "time": round(time.time(), 1), **logs}
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(entry) + "\n")
+
+
+class StepProgress(TrainerCallback):
+    """Reports (steps done, steps in all)."""
+
+    def __init__(self, report: Any) -> None:
+        self.report = report
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """After every optimizer step."""
+        self.report(state.global_step, state.max_steps)
+
+
+def training_arguments(
+    folder: Path,
+    *,
+    learning_rate: float,
+    batch_size: int,
+    accumulation: int,
+    epochs: float,
+    max_steps: int,
+    save_steps: int,
+    seed: int,
+    quiet: bool,
+    use_cpu: bool,
+) -> TrainingArguments:
+    """Trainer's settings for one stage: AdamW at a constant rate, step checkpoints, no evaluation of its own."""
+    return TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=batch_size,
+        gradient_accumulation_steps=accumulation,
+        num_train_epochs=epochs,
+        max_steps=max_steps,
+        learning_rate=learning_rate,
+        lr_scheduler_type="constant",
+        weight_decay=0.0,
+        logging_steps=5,
+        logging_first_step=True,
+        save_strategy="steps",
+        save_steps=save_steps,
+        seed=seed,
+        data_seed=seed,
+        remove_unused_columns=False,
+        report_to=["tensorboard"] if _has_tensorboard() else [],
+        disable_tqdm=quiet,
+        use_cpu=use_cpu,
+        dataloader_pin_memory=False,
+    )
+
+
+def _has_tensorboard() -> bool:
+    from transformers.integrations import is_tensorboard_available
+
+    return bool(is_tensorboard_available())
+
+
+class RowDataset(torch.utils.data.Dataset[Row]):
+    """Rows as a map-style dataset."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self.rows = list(rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Row:
+        return self.rows[index]
