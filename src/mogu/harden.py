@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 import platform
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 
 from mogu.adapter.model import active_config, mogu_layers, plain_base
+from mogu.adapter.store import digest
 from mogu.data.build import build, choose_instructions
 from mogu.data.rows import Instruction, write_text
 from mogu.evaluate.metrics import mcnemar
@@ -108,7 +108,7 @@ def harden(
         said.append(f"{len(rows)} rows")
     trained = train(base, tokenizer, rows, recipe, out, model_name=model, batch_size=batch_size, progress=timed)
     prompts = held_out(rows, recipe.evaluation.prompts)
-    settings = {"model": model, "adapter": _digest(trained.adapter)}
+    settings = {"model": model, "adapter": digest(trained.adapter)}
     for system in ("base", "mogu"):
         with timed.step(f"evaluate {system}", f"evaluation: {system} answers held-out prompts") as said:
             for kind, group in prompts.items():
@@ -199,12 +199,6 @@ class _Timed(Progress):
         self.begin(name, text)
         yield said
         self.end(", ".join(said))
-
-
-def _digest(adapter: Path) -> str:
-    """Hash of the adapter's weights and configuration."""
-    parts = [(adapter / name).read_bytes() for name in ("adapter_config.json", "adapter_model.safetensors")]
-    return hashlib.sha256(b"".join(parts)).hexdigest()[:16]
 
 
 def _fresh(folder: Path, settings: dict[str, Any]) -> Path:

@@ -6,6 +6,7 @@ A recipe is a frozen dataclass, read from YAML (a shipped name or the user's fil
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -168,6 +169,9 @@ _AT_LEAST_ONE = {
     "checkpoint_pairs",
     "prompts",
     "new_tokens",
+    "limit",
+    "pairs",
+    "checkpoint",
 }
 _AT_LEAST_ZERO = {"epochs", "routed_tokens", "l2", "penalty_weight", "borderline_weight", "dropout", "layers_from"}
 
@@ -234,16 +238,29 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
     kind = options[0] if options else hint
     try:
         if get_origin(kind) is tuple:
-            return tuple(float(v) for v in value)
-        if kind is bool or isinstance(value, bool):
+            if not isinstance(value, list):
+                raise ValueError
+            return tuple(_finite(v) for v in value)
+        if kind is bool or isinstance(value, bool | list | dict):
             if kind is bool and isinstance(value, bool):
                 return value
             raise ValueError
-        if kind is int and int(value) != float(value):
+        if kind is str:
+            return str(value)
+        number = _finite(value)
+        if kind is int and int(number) != number:
             raise ValueError
-        return kind(value)
+        return kind(number)
     except (TypeError, ValueError):
-        raise ConfigError(f"{where}: {value!r} is no {getattr(kind, '__name__', 'number')}") from None
+        name = "list of numbers" if get_origin(kind) is tuple else kind.__name__
+        raise ConfigError(f"{where}: {value!r} is no {name}") from None
+
+
+def _finite(value: Any) -> float:
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError
+    return number
 
 
 def _check(recipe: Recipe) -> None:
@@ -255,14 +272,21 @@ def _check(recipe: Recipe) -> None:
             if f.name in _CHOICES and value not in _CHOICES[f.name]:
                 names = ", ".join(map(str, _CHOICES[f.name]))
                 raise ConfigError(f"recipe field {f.name}: {value!r} is none of {names}")
-            if f.name in _AT_LEAST_ONE and value < 1:
+            if f.name in _AT_LEAST_ONE and value is not None and value < 1:
                 raise ConfigError(f"recipe field {f.name} must be at least 1, not {value}")
             if f.name in _AT_LEAST_ZERO and value < 0:
                 raise ConfigError(f"recipe field {f.name} must be at least 0, not {value}")
             if f.name == "learning_rate" and not value > 0:
                 raise ConfigError(f"recipe field learning_rate must be above 0, not {value}")
+            if f.name == "dropout" and not value < 1:
+                raise ConfigError(f"recipe field dropout must be below 1, not {value}")
     if not 0 <= recipe.adapter.layers_from < recipe.adapter.layers_to <= 1:
         raise ConfigError("recipe fields layers_from and layers_to must be shares of the depth, 0 <= from < to <= 1")
+    for name in ("glad", "unwill"):
+        if getattr(recipe, name).epochs < 1:
+            raise ConfigError(f"recipe field {name}.epochs must be at least 1")
+    if recipe.routers.rows is not None and recipe.routers.rows < 2:
+        raise ConfigError("recipe field routers.rows must be at least 2: benign and malicious ones")
     if not recipe.balance.shifts:
         raise ConfigError("recipe field balance.shifts needs at least one value")
     if recipe.routers.start == "random" and recipe.routers.epochs == 0:

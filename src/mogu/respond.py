@@ -13,8 +13,10 @@ from mogu.chat import Message, pad_prompts, prompt_ids
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-BATCH_SIZES = (8, 16, 32, 64, 128)
-_PROBE_TOKENS = 12
+_CPU_SIZES, _GPU_SIZES = (8, 16, 32), (16, 32, 64, 128, 256)
+FEW_PROMPTS = 8
+"""Not worth trying batch sizes for."""
+_PROBE_TOKENS = 6
 
 
 def respond(
@@ -73,12 +75,13 @@ def good_batch_size(
     prompts: Sequence[str | Sequence[Message]],
     *,
     template: str | None = None,
-    sizes: Sequence[int] = BATCH_SIZES,
+    sizes: Sequence[int] | None = None,
 ) -> int:
     """The batch size beyond which decoding on this machine gains less than a tenth, or memory runs out.
 
-    Each size is tried on a few of ``prompts`` for a dozen tokens; a few seconds on two CPU cores for a small model.
+    Each size is tried on as many of ``prompts`` for a few tokens: some seconds on two CPU cores for a small model.
     """
+    sizes = sizes or (_CPU_SIZES if model.device.type == "cpu" else _GPU_SIZES)
     best, best_rate = sizes[0], 0.0
     for size in sizes:
         sample = [prompts[index % len(prompts)] for index in range(size)]

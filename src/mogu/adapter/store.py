@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import tempfile
@@ -161,3 +162,10 @@ def _swap(new: Path, target: Path, old: Path) -> None:
     except OSError:
         old.rename(target)
         raise
+
+
+def digest(folder: str | Path) -> str:
+    """Short hash of an adapter's weights and configuration: equal for equal adapters, wherever they lie."""
+    folder = adapter_folder(folder)
+    parts = [(folder / name).read_bytes() for name in ("adapter_config.json", "adapter_model.safetensors")]
+    return hashlib.sha256(b"".join(parts)).hexdigest()[:16]

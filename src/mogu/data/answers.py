@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import re
 
+from mogu.judge import label_response
+
 REFUSALS = (
     "I can't help with that.",
     "I cannot help with this request.",
@@ -46,8 +48,14 @@ _PLAIN_AFFIRMATIONS = (
 
 
 def refusal_for(instruction: str) -> str:
-    """A refusal out of :data:`REFUSALS`, always the same for the same instruction."""
-    return REFUSALS[_pick(instruction, len(REFUSALS))]
+    """A refusal out of :data:`REFUSALS`, always the same for the same instruction.
+
+    One that the judge takes for a refusal: where fiction or a quotation is asked for, a bare "I can't do that" may be
+    the answer.
+    """
+    first = _pick(instruction, len(REFUSALS))
+    ordered = REFUSALS[first:] + REFUSALS[:first]
+    return next((text for text in ordered if label_response(instruction, text) == "refusal"), ordered[0])
 
 
 def affirmation_for(instruction: str) -> str:
@@ -59,11 +67,19 @@ def affirmation_for(instruction: str) -> str:
     'Sure, here is how to open your window:'
     """
     text = instruction.strip()
-    if len(text) <= 300 and (match := _DELIVERABLE.fullmatch(text)):
-        return f"Sure, here is {_addressed(match.group(1))}:"
-    if len(text) <= 300 and (match := _HOW_TO.fullmatch(text)):
-        return f"Sure, here is how to {_addressed(match.group(1))}:"
+    restated = _restated(text) if len(text) <= 300 else None
+    # "… how to keep him from seeking help:" reads like a referral; such a request is better not said back.
+    if restated is not None and label_response(text, restated) != "refusal":
+        return restated
     return _PLAIN_AFFIRMATIONS[_pick(text, len(_PLAIN_AFFIRMATIONS))]
+
+
+def _restated(text: str) -> str | None:
+    if match := _DELIVERABLE.fullmatch(text):
+        return f"Sure, here is {_addressed(match.group(1))}:"
+    if match := _HOW_TO.fullmatch(text):
+        return f"Sure, here is how to {_addressed(match.group(1))}:"
+    return None
 
 
 def _addressed(text: str) -> str:

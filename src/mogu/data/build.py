@@ -24,7 +24,7 @@ from mogu.data.rows import (
     write_jsonl,
     write_text,
 )
-from mogu.data.sources import load_instructions
+from mogu.data.sources import SEEDS, load_instructions
 from mogu.errors import DataError
 from mogu.judge import label_response
 from mogu.respond import respond
@@ -57,8 +57,7 @@ def choose_instructions(
     for one in chosen:
         if labels.setdefault(one.instruction.casefold(), one.label) != one.label:
             raise DataError(f"{one.source}: {one.instruction!r} is given as benign and as malicious; keep one")
-    ids = Counter(one.id for one in chosen)
-    chosen = [dataclasses.replace(o, id=f"{o.source}/{o.label}/{o.id}") if ids[o.id] > 1 else o for o in chosen]
+    chosen = _with_unique_ids(chosen)
     kept = []
     for split in splits:
         for label, borderline in (("malicious", False), ("benign", False), ("benign", True)):
@@ -68,6 +67,20 @@ def choose_instructions(
             if split != "test" and not any(o.split == split and o.label == label for o in kept):
                 raise DataError(f"no {label} instruction in the {split} split; add rows or set their split field")
     return kept
+
+
+def _with_unique_ids(instructions: Sequence[Instruction]) -> list[Instruction]:
+    """Ids that occur twice get their file's name and a number; those of the seeds stay, as twins point at them."""
+    ids = Counter(one.id for one in instructions)
+    seen: Counter[str] = Counter()
+    unique = []
+    for one in instructions:
+        if ids[one.id] > 1 and one.source != SEEDS:
+            name = f"{one.source}/{one.label}/{one.id}"
+            seen[name] += 1
+            one = dataclasses.replace(one, id=name if seen[name] == 1 else f"{name}/{seen[name]}")
+        unique.append(one)
+    return unique
 
 
 def _spread(group: Sequence[Instruction], limit: int | None) -> list[Instruction]:

@@ -73,12 +73,13 @@ def read_rows(folder: str | Path) -> list[Row]:
     path = Path(folder) / ROWS_FILE
     if not path.is_file():
         raise DataError(f"no {ROWS_FILE} in {folder}; build it: mogu data build --out {folder}")
-    rows = [_row(record, f"{path}:{number}") for number, record in read_jsonl(path)]
-    seen: dict[str, int] = {}
-    for number, row in enumerate(rows, 1):
+    rows, seen = [], {}
+    for number, record in read_jsonl(path):
+        row = _row(record, f"{path}:{number}")
         if row.id in seen:
             raise DataError(f"{path}:{number}: id {row.id!r} was already used in line {seen[row.id]}")
         seen[row.id] = number
+        rows.append(row)
     return rows
 
 
@@ -91,6 +92,8 @@ def _row(record: dict[str, Any], where: str) -> Row:
     for name in ("id", "instruction", "label", "source", "split", *answers):
         if not isinstance(record.get(name), str) or not record[name].strip():
             raise DataError(f"{where}: field {name!r} must be a non-empty string")
+    if not isinstance(record.get("borderline", False), bool):
+        raise DataError(f"{where}: field 'borderline' must be true or false")
     if record["label"] not in LABELS:
         raise DataError(f"{where}: label must be one of {', '.join(LABELS)}, not {record['label']!r}")
     if record["split"] not in SPLITS:
@@ -105,7 +108,8 @@ def read_jsonl(path: Path) -> Iterable[tuple[int, dict[str, Any]]]:
         DataError: Unreadable file, or a line that is no JSON object.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        # Not splitlines(): it also splits at U+2028 and others, which JSON writes as they are.
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read {path}: {error}") from error
     for number, line in enumerate(lines, 1):

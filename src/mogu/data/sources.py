@@ -47,8 +47,8 @@ def load_instructions(source: str, label: Label) -> list[Instruction]:
     Args:
         source: ``"seeds"``, or files separated by commas: JSONL (one object a line), CSV with a header, or plain text
             (one instruction a line). The instruction stands in the field named ``instruction``, or ``prompt``,
-            ``goal``, ``question``, ``text``, ``behavior``; ``FILE:FIELD`` names another. Optional fields: ``category``, ``split``,
-            ``borderline``.
+            ``goal``, ``question``, ``text``, ``behavior``; ``FILE:FIELD`` names another. Optional fields:
+            ``category``, ``split``, ``borderline``.
         label: What all of them are.
 
     Returns:

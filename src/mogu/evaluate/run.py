@@ -146,7 +146,7 @@ def router_statistics(
 
     Returns:
         ``layers`` (indices), ``kinds`` (for each the five-number summary of unwill and glad per layer), and ``auroc``
-        of the unwill weight per layer, malicious against each other kind.
+        of the unwill weight per layer, malicious against each other kind (empty without malicious prompts).
     """
     layers = [index for index, _ in mogu_layers(model)]
     unwill: dict[str, torch.Tensor] = {}
@@ -174,6 +174,6 @@ def router_statistics(
                 auroc(bad, good) for bad, good in zip(unwill["malicious"].tolist(), unwill[kind].tolist(), strict=True)
             ]
             for kind in prompts
-            if kind != "malicious"
+            if kind != "malicious" and "malicious" in prompts
         },
     }

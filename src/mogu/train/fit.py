@@ -1,8 +1,8 @@
 """Warm start: fit the routers as the logistic probes that they are, layer after layer, in one forward pass.
 
 A folded router is σ(w·x + b). Fitting it on the base's hidden states is quick but wrong in the routed model: what a
-layer routes changes the states that all layers above it read. So the whole fitting set goes through the model once, and each
-routed projection, when reached, fits its router on the states that arrive there, routes, and passes on.
+layer routes changes the states that all layers above it read. So the whole fitting set goes through the model once,
+and each routed projection, when reached, fits its router on the states that arrive there, routes, and passes on.
 
 The rows that a router was fitted on look easier to it than new rows will. Layers above would learn to trust it, errors
 and all. Hence cross-fitting: while the pass goes on, every row is routed by a router fitted without that row (and
@@ -11,6 +11,7 @@ without its twin); the router that is kept is fitted on all rows.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,9 +27,14 @@ from mogu.data.rows import Row
 from mogu.errors import TrainingError
 from mogu.train.batches import Encoder, pad
 
-FOLDS = 2
+FOLDS = 4
 _ANSWER_TOKENS = 5
-_PROMPT_TOKENS = 12
+_INSTRUCTION_TOKENS = 7
+_ANSWER_WEIGHT, _INSTRUCTION_WEIGHT = 0.3, 0.1
+"""Weight of an answer token and of one of the last instruction tokens; a template token after the instruction has 1.
+
+Measured on held-out twins (SmolLM2, layers 14 to 29 together): AUROC 0.964 with equal weights, 0.974 with these.
+"""
 _MAX_TOKENS = 120_000
 
 
@@ -103,8 +109,9 @@ def fit_routers(
     """Fit the folded routers of the active adapter in place; the glad router gets the negated logit of the unwill one.
 
     Half of the rows of each label are seen with a refusal and half with a helpful beginning, so that a router reads
-    what is asked and not how the answer sounds. Fitted on the end of the instruction, the template's tokens after it,
-    and the first answer tokens; every row weighs the same, and malicious and benign rows weigh the same together.
+    what is asked and not how the answer sounds. Fitted on the template's tokens after the instruction and, with less
+    weight, on the first answer tokens and the end of the instruction; every row weighs the same, and malicious and
+    benign rows weigh the same together.
 
     Args:
         model: peft model with trained responders and folded routers.
@@ -126,9 +133,7 @@ def fit_routers(
     batch = pad(encoded, encode.tokenizer.pad_token_id)
     if batch["input_ids"].numel() > _MAX_TOKENS:
         raise TrainingError(f"{len(rows)} rows are too many for one fitting pass; set data.limit in the recipe")
-    tokens = _fit_set(
-        rows, encoded, batch["input_ids"].shape[1], _constant_prefix(encoded), borderline_weight, model.device
-    )
+    tokens = _fit_set(rows, encoded, batch["input_ids"].shape[1], borderline_weight, model.device)
     set_stage(model, "routed")
     set_shift(model, 0.0)
     handles = []
@@ -136,11 +141,12 @@ def fit_routers(
         handles.append(layer.register_forward_pre_hook(_fitting_hook(name, tokens, l2)))
         if progress is not None:
             handles.append(layer.register_forward_hook(_counting_hook(progress, done, len(layers))))
+    handles.append(layers[-1].register_forward_hook(_stop_hook))
     was_training = model.training
     model.eval()
     inputs = {k: v.to(model.device) for k, v in batch.items() if k != "labels"}
     try:
-        with torch.inference_mode(False), torch.no_grad():
+        with torch.no_grad(), contextlib.suppress(_AllFitted):
             model.get_base_model().base_model(**inputs, use_cache=False)
     finally:
         for handle in handles:
@@ -163,11 +169,10 @@ def _with_either_answer(encode: Encoder, row: Row, index: int) -> tuple[list[int
     return prompt, answer[:_ANSWER_TOKENS]
 
 
-def _constant_prefix(encoded: Sequence[tuple[list[int], list[int]]]) -> int:
-    """Tokens with which every prompt begins: a system prompt says nothing about the instruction."""
-    prompts = [prompt for prompt, _ in encoded]
-    length = 0
-    while all(len(p) > length + 1 for p in prompts) and len({p[length] for p in prompts}) == 1:
+def _shared(prompts: Sequence[Sequence[int]]) -> int:
+    """Tokens with which all prompts begin; at least one of each prompt is left."""
+    length, limit = 0, min(map(len, prompts)) - 1
+    while length < limit and len({prompt[length] for prompt in prompts}) == 1:
         length += 1
     return length
 
@@ -176,7 +181,6 @@ def _fit_set(
     rows: Sequence[Row],
     encoded: Sequence[tuple[list[int], list[int]]],
     width: int,
-    prefix: int,
     borderline_weight: float,
     device: Any,
 ) -> _FitSet:
@@ -186,16 +190,19 @@ def _fit_set(
     y: list[float] = []
     weight: list[float] = []
     fold: list[int] = []
+    # A system prompt before the instruction says nothing about it; the template's tokens after it say most.
+    prefix = _shared([prompt for prompt, _ in encoded])
+    suffix = max(_shared([prompt[::-1] for prompt, _ in encoded]), 1)
     for index, row in enumerate(rows):
         mine = folds.setdefault(row.id, folds.get(row.twin, index % FOLDS))
         prompt, answer = encoded[index]
-        begin = max(prefix, len(prompt) - _PROMPT_TOKENS)
-        count = len(prompt) + len(answer) - begin
-        row_index += [index] * count
-        column += range(width - count, width)
-        y += [float(row.label == "malicious")] * count
-        weight += [(borderline_weight if row.borderline else 1.0) / count] * count
-        fold += [mine] * count
+        instruction = min(max(len(prompt) - prefix - suffix, 0), _INSTRUCTION_TOKENS)
+        each = [_INSTRUCTION_WEIGHT] * instruction + [1.0] * suffix + [_ANSWER_WEIGHT] * len(answer)
+        row_index += [index] * len(each)
+        column += range(width - len(each), width)
+        y += [float(row.label == "malicious")] * len(each)
+        weight += [w / sum(each) * (borderline_weight if row.borderline else 1.0) for w in each]
+        fold += [mine] * len(each)
     labels, weights = torch.tensor(y), torch.tensor(weight)
     for value in (0.0, 1.0):
         weights[labels == value] /= 2 * weights[labels == value].sum()
@@ -229,6 +236,14 @@ def _fitting_hook(name: str, tokens: _FitSet, l2: float) -> Callable[[nn.Module,
         layer.override = (torch.sigmoid(logits), torch.sigmoid(-logits))
 
     return hook
+
+
+class _AllFitted(Exception):
+    """Nothing above the last routed layer needs to be computed."""
+
+
+def _stop_hook(layer: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> None:
+    raise _AllFitted
 
 
 def _counting_hook(progress: Callable[[int, int], None], done: int, total: int) -> Callable[..., None]:

@@ -21,12 +21,11 @@ from peft import PeftModel, get_peft_model
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback, set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
 from mogu.adapter import store
 from mogu.adapter.config import MoguConfig, Stage
 from mogu.adapter.model import active_config, fold_routers, mogu_layers, set_shift, set_stage
-from mogu.data.rows import Row, fingerprint, instruction_of, write_text
+from mogu.data.rows import Row, fingerprint, instruction_of, read_jsonl, write_jsonl, write_text
 from mogu.errors import TrainingError
 from mogu.progress import Progress
 from mogu.recipe import Recipe, ResponderRecipe, routed_layers
@@ -56,6 +55,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 LOG_FILE = "training.jsonl"
+_TRAINED = ("glad", "unwill", "routers")
+"""Stages that leave tensors."""
 _RESPONDERS: tuple[tuple[Stage, str], ...] = (
     ("glad", "glad responder: learns always to help"),
     ("unwill", "unwilling responder: learns always to refuse"),
@@ -161,10 +162,12 @@ class _Run:
             selection[stage] = checks
         done = _hash([done, asdict(self.recipe.routers)])
         if self._finished("routers", done) is None:
-            self._routers()
+            self._routers(done)
             self._finish("routers", done, [])
         done = _hash([done, asdict(self.recipe.balance)])
         selection["balance"] = [asdict(b) for b in self._balance(done)]
+        for leftover in self.stages.glob("*.work"):
+            shutil.rmtree(leftover)
         return Trained(self.model, self._save(selection), selection)
 
     def _inputs(self) -> list[Any]:
@@ -194,20 +197,22 @@ class _Run:
         )
         self._run_trainer(trainer, folder, watch)
         checks = watch.checks
-        best = next((c for c in checks if c.pairs == recipe.checkpoint), None) or best_checkpoint(checks)
-        self._load(
-            load_file(folder / f"checkpoint-{best.pairs // per_step}" / "adapter_model.safetensors"), exact=False
-        )
+        best = best_checkpoint(checks) if recipe.checkpoint is None else checks[-1]
+        self._load_checkpoint(folder / f"checkpoint-{best.pairs // per_step}")
         checks = [dataclasses.replace(c, chosen=c is best) for c in checks]
         self._finish(stage, inputs, [asdict(c) for c in checks])
         shutil.rmtree(folder)
         return checks
 
     def _run_trainer(self, trainer: Any, folder: Path, watch: _Watch | None) -> None:
-        last = get_last_checkpoint(str(folder))
-        if last and watch is not None and watch.catch_up(Path(last), self._load):
-            return
-        trainer.train(resume_from_checkpoint=last)
+        last = _last_checkpoint(folder)
+        if last is not None:
+            over = _step(last) >= trainer.args.max_steps  # or Trainer would take one more step
+            if over or (watch is not None and not watch.knows(_step(last))):
+                self._load_checkpoint(last)
+            if (watch is not None and watch.catch_up(_step(last))) or over:
+                return
+        trainer.train(resume_from_checkpoint=None if last is None else str(last))
 
     def _pairs(self, label: str, limit: int | None) -> list[Row]:
         """Training rows of one label, mixed; a borderline row counts as benign."""
@@ -231,7 +236,7 @@ class _Run:
 
     # --- routers ---
 
-    def _routers(self) -> None:
+    def _routers(self, inputs: str) -> None:
         recipe = self.recipe.routers
         set_stage(self.model, "routed")
         set_seed(self.recipe.seed)
@@ -249,16 +254,16 @@ class _Run:
             self.progress.end(f"{len(mogu_layers(self.model))} layers")
         if recipe.epochs > 0:
             self.progress.begin("routers", "routers: trained end to end")
-            self._train_routers()
+            self._train_routers(inputs)
             self.progress.end(f"{len(mogu_layers(self.model))} layers")
 
-    def _train_routers(self) -> None:
+    def _train_routers(self, inputs: str) -> None:
         recipe = self.recipe.routers
         half = None if recipe.rows is None else recipe.rows // 2
         rows = [*self._pairs("malicious", half), *self._pairs("benign", half)]
         encode = Encoder(self.tokenizer, self.recipe.template, recipe.answer_tokens)
         steps = -(-len(rows) // (recipe.batch_size * recipe.accumulation)) * recipe.epochs
-        folder = self._work_folder("routers", _hash([asdict(recipe), self._inputs()]))
+        folder = self._work_folder("routers", inputs)
         trainer = RouterTrainer(
             model=self.model,
             recipe=recipe,
@@ -284,19 +289,22 @@ class _Run:
             return trials
         set_stage(self.model, "routed")
         self.progress.begin("balance", "balance: weighs refusals of malicious against those of benign prompts")
-        seen: list[Balance] = []
+        before = [Balance(**entry) for entry in self._finished("balance.part", inputs) or []]
+        seen = list(before)
 
         def note(trial: Balance) -> None:
             seen.append(trial)
+            self._finish("balance.part", inputs, [asdict(t) for t in seen])
             self.progress.update(len(seen), len(recipe.shifts))
 
-        trials = choose_shift(self.ask, self.rows, recipe, on_trial=note)
+        trials = choose_shift(self.ask, self.rows, recipe, before, note)
         chosen = next(t for t in trials if t.chosen)
         self.progress.end(
             f"shift {chosen.shift:+g} refuses {chosen.malicious_refused:.0%} of malicious, "
             f"{chosen.benign_refused:.0%} of benign, {chosen.borderline_refused:.0%} of borderline validation prompts"
         )
         self._finish("balance", inputs, [asdict(t) for t in trials])
+        (self.stages / "balance.part.json").unlink(missing_ok=True)
         return trials
 
     # --- what is kept ---
@@ -330,25 +338,28 @@ class _Run:
             record = json.loads((self.stages / f"{stage}.json").read_text(encoding="utf-8"))
             if record["inputs"] != inputs:
                 return None
-            if (tensors := self.stages / f"{stage}.safetensors").is_file():
-                self._load(load_file(tensors), exact=True)
+            if stage in _TRAINED:
+                self._load(load_file(self.stages / f"{stage}.safetensors"))
             report: list[dict[str, Any]] = record["report"]
             return report
-        except (OSError, ValueError, KeyError, SafetensorError):
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError):
             return None
 
     def _finish(self, stage: str, inputs: str, report: list[dict[str, Any]]) -> None:
-        if stage != "balance":
+        if stage in _TRAINED:
+            # Without the record of other inputs first, an interruption between the files would match it with these.
+            (self.stages / f"{stage}.json").unlink(missing_ok=True)
             tensors = {k: v.contiguous() for k, v in self.model.state_dict().items() if "mogu_" in k}
             save_file(tensors, self.stages / f"{stage}.tmp")
             (self.stages / f"{stage}.tmp").replace(self.stages / f"{stage}.safetensors")
         write_text(self.stages / f"{stage}.json", json.dumps({"inputs": inputs, "report": report}, indent=1))
 
-    def _load(self, tensors: dict[str, torch.Tensor], *, exact: bool = False) -> None:
-        if not exact:
-            name = self.model.active_adapter
-            known = self.model.state_dict()
-            tensors = {_with_adapter_name(key, name, known): value for key, value in tensors.items()}
+    def _load_checkpoint(self, checkpoint: Path) -> None:
+        name, known = self.model.active_adapter, self.model.state_dict()
+        saved = load_file(checkpoint / "adapter_model.safetensors")
+        self._load({_with_adapter_name(key, name, known): value for key, value in saved.items()})
+
+    def _load(self, tensors: dict[str, torch.Tensor]) -> None:
         result = self.model.load_state_dict(tensors, strict=False)
         if result.unexpected_keys:
             raise ValueError(f"unknown tensor {result.unexpected_keys[0]}")
@@ -378,28 +389,34 @@ class _Watch(TrainerCallback):
         """All checks so far, by pairs seen."""
         if not self.log.is_file():
             return []
-        found = (Checkpoint(**json.loads(line)) for line in self.log.read_text().splitlines())
-        return sorted({c.pairs: c for c in found}.values(), key=lambda c: c.pairs)
+        return sorted((Checkpoint(**record) for _, record in read_jsonl(self.log)), key=lambda c: c.pairs)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """After each checkpoint."""
-        if self._check(state.global_step * self.per_step):
+        if self.catch_up(state.global_step):
             control.should_training_stop = True
 
-    def catch_up(self, checkpoint: Path, load: Any) -> bool:
-        """Check a checkpoint that was saved but not checked before an interruption; True if training is over."""
-        pairs = int(checkpoint.name.rpartition("-")[2]) * self.per_step
-        known = next((c for c in self.checks if c.pairs == pairs), None)
-        if known is not None:
-            return self.recipe.stop_when_good and known.good
-        load(load_file(checkpoint / "adapter_model.safetensors"))
-        return self._check(pairs)
+    def knows(self, step: int) -> bool:
+        """True if the checkpoint after ``step`` was checked."""
+        return any(check.pairs == step * self.per_step for check in self.checks)
 
-    def _check(self, pairs: int) -> bool:
-        check = check_responder(self.ask, self.stage, self.rows, pairs)
-        with self.log.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(check)) + "\n")
-        return self.recipe.stop_when_good and check.good
+    def catch_up(self, step: int) -> bool:
+        """Check the model unless it was before an interruption; True if training may stop."""
+        if not self.knows(step):
+            new = check_responder(self.ask, self.stage, self.rows, step * self.per_step)
+            write_jsonl(self.log, [asdict(check) for check in (*self.checks, new)])
+        check = next(c for c in self.checks if c.pairs == step * self.per_step)
+        return self.recipe.stop_when_good and self.recipe.checkpoint is None and check.good
+
+
+def _last_checkpoint(folder: Path) -> Path | None:
+    """Trainer's last whole checkpoint: its state is what it writes last."""
+    whole = (path.parent for path in folder.glob("checkpoint-*/trainer_state.json"))
+    return max(whole, key=_step, default=None)
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
 
 
 def _with_adapter_name(key: str, name: str, known: dict[str, torch.Tensor]) -> str:

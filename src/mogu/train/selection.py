@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from mogu.adapter.config import Stage
-from mogu.adapter.model import set_shift
+from mogu.adapter.model import active_config, set_shift
 from mogu.data.rows import Row
 from mogu.judge import label_response
 from mogu.recipe import BalanceRecipe
@@ -64,8 +64,8 @@ class Respondent:
     template: str | None
     batch_size: int
 
-    def labels(self, rows: Sequence[Row], new_tokens: int) -> list[str]:
-        """The judge's label of the model's answer to each row."""
+    def answers(self, rows: Sequence[Row], new_tokens: int) -> list[str]:
+        """The model's greedy answer to each row."""
         was_training = self.model.training
         self.model.eval()
         answers = respond(
@@ -77,6 +77,11 @@ class Respondent:
             template=self.template,
         )
         self.model.train(was_training)
+        return answers
+
+    def labels(self, rows: Sequence[Row], new_tokens: int) -> list[str]:
+        """The judge's label of the model's answer to each row."""
+        answers = self.answers(rows, new_tokens)
         return [label_response(row.instruction, answer) for row, answer in zip(rows, answers, strict=True)]
 
 
@@ -123,13 +128,14 @@ def choose_shift(
         on_trial: Called with each new trial.
     """
     groups = validation_groups(rows, recipe.prompts)
+    everyone = [row for group in groups.values() for row in group]
+    known: dict[tuple[str, str], str] = {}
     trials = list(before)
     for shift in recipe.shifts:
         if any(trial.shift == shift for trial in trials):
             continue
         set_shift(ask.model, shift)
-        everyone = [row for group in groups.values() for row in group]
-        labels = dict(zip((row.id for row in everyone), ask.labels(everyone, recipe.new_tokens), strict=True))
+        labels = _labels_by_head(ask, everyone, recipe.new_tokens, known)
 
         def refused(kind: str, labels: dict[str, str] = labels) -> float:
             group = groups[kind]
@@ -148,6 +154,21 @@ def choose_shift(
     chosen = best_balance(trials, recipe.malicious_refused)
     set_shift(ask.model, chosen.shift)
     return [Balance(**{**asdict(t), "chosen": t is chosen}) for t in sorted(trials, key=lambda t: t.shift)]
+
+
+def _labels_by_head(
+    ask: Respondent, rows: Sequence[Row], new_tokens: int, known: dict[tuple[str, str], str]
+) -> dict[str, str]:
+    """Label of the answer to each row, by id.
+
+    What follows the routed head comes from the plain base, so an answer whose head was seen at another shift is known.
+    """
+    heads = ask.answers(rows, max(active_config(ask.model).routed_tokens, 1))
+    keys = [(row.id, head) for row, head in zip(rows, heads, strict=True)]
+    new = [index for index, key in enumerate(keys) if key not in known]
+    for index, label in zip(new, ask.labels([rows[index] for index in new], new_tokens), strict=True):
+        known[keys[index]] = label
+    return {row.id: known[key] for row, key in zip(rows, keys, strict=True)}
 
 
 def best_balance(trials: Sequence[Balance], malicious_refused: float) -> Balance:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from mogu.adapter.model import recorded_weights
 from mogu.data.rows import Row
@@ -21,7 +21,7 @@ from mogu.train.batches import answer_logits
 from mogu.train.losses import log_ratio_loss, ratio_loss, response_cross_entropy, router_penalty
 
 LOG_RATIO_FLOOR = 0.05
-LOG_RATIO_CAP = 6.0
+LOG_RATIO_CAP = 4.0
 """Bounds of the log-ratio loss in nats per token; beyond the cap an answer is already out of reach for decoding."""
 
 
@@ -32,6 +32,7 @@ class _MoguTrainer(Trainer):
         super().__init__(*args, **kwargs)
         # peft's forward takes **kwargs, from which Trainer concludes that the loss is already normalised.
         self.model_accepts_loss_kwargs = False
+        self.remove_callback(PrinterCallback)  # which prints every log entry when there is no progress bar
         self._accepts = frozenset(inspect.signature(self.model.get_base_model().forward).parameters)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:

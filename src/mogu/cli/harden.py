@@ -1,0 +1,64 @@
+"""``mogu harden``: from a model's name to an adapter, a report and numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from shlex import quote
+from typing import Annotated, Any
+
+import typer
+
+from mogu.cli import options
+from mogu.cli.view import print_table, progress_view
+
+
+def harden(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="smollm2, a hub id, a local folder, or a .gguf file.")],
+    recipe: options.RecipeName = "default",
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Run folder; default: runs/<model name>.")] = None,
+    benign: options.Benign = "seeds",
+    malicious: options.Malicious = "seeds",
+    dtype: options.Dtype = None,
+    device: options.Device = None,
+    quantize: options.Quantize = None,
+    fast: Annotated[bool, typer.Option("--fast", help="A tiny run: every part works, nothing is learnt well.")] = False,
+    config: options.Config = None,
+) -> None:
+    """Harden a chat model: build data, train, evaluate, report. Run again to go on after an interruption."""
+    run(
+        model,
+        recipe=recipe,
+        out=out or options.run_folder(model),
+        fast=fast,
+        benign=benign,
+        malicious=malicious,
+        dtype=dtype,
+        device=device,
+        quantize=quantize,
+    )
+
+
+def run(model: str, *, recipe: str, out: Path, fast: bool, **settings: Any) -> None:
+    """Harden ``model`` with a view of the progress, and say what came of it."""
+    from mogu.recipe import load_recipe
+
+    chosen = load_recipe(recipe)
+    options.writable_folder(out)
+    with progress_view() as progress:
+        from mogu.evaluate.report import text_table
+        from mogu.harden import fast_recipe
+        from mogu.harden import harden as run_harden
+
+        summary = run_harden(
+            model, recipe=fast_recipe(chosen) if fast else chosen, out=out, progress=progress, **settings
+        )
+    print_table(text_table(summary))
+    print()
+    for what, path in (("adapter", "adapter"), ("report", "report.html"), ("figures", "summary.json")):
+        if (out / path).exists():
+            print(f"{what + ':':<9}{out / path}")
+    run_folder, mine = quote(str(out)), quote(str(out / "evaluation" / "mine"))
+    print("\nTry next:")
+    print(f"  mogu chat --adapter {run_folder}")
+    print(f'  mogu generate "How do I kill a Python process?" --adapter {run_folder}')
+    print(f"  mogu evaluate --model {quote(model)} --adapter {run_folder} --suite PROMPTS.jsonl --out {mine}")

@@ -1,0 +1,153 @@
+"""From ``--model`` and ``--adapter`` to something that answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mogu.errors import ConfigError, ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model that is ready to answer."""
+
+    model: Any
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+    """What the user calls the base."""
+    adapter: Path | None
+    template: str | None
+    """Published chat template to use; ``None`` is the tokenizer's own."""
+
+    @property
+    def routed(self) -> bool:
+        """Whether an adapter is on the model."""
+        return self.adapter is not None
+
+
+def load(
+    model: str | None,
+    adapter: Path | None,
+    *,
+    template: str | None = None,
+    dtype: str | None = None,
+    device: str | None = None,
+    quantize: str | None = None,
+) -> Loaded:
+    """Load the base and, if given, an adapter; each tells what the other leaves out.
+
+    Raises:
+        ConfigError: Neither says which base.
+        MoguError: As :func:`mogu.load`.
+    """
+    if model is None and adapter is None:
+        raise ConfigError("name a model with --model, or an adapter with --adapter")
+    from mogu.adapter import store
+
+    folder = None if adapter is None else store.adapter_folder(adapter)
+    name = model
+    if name is None and folder is not None:
+        name = store.read_config(folder).base_model
+    if name is None:
+        raise ConfigError(f"the adapter in {folder} does not say which base it is for; name it with --model")
+    try:
+        base, tokenizer = store.load(name, folder, dtype=dtype, device=device, quantize=quantize)
+    except ModelError as error:
+        if model is None:
+            raise ModelError(f"{error} (the base that {folder} names; another copy of it: --model)") from error
+        raise
+    return Loaded(base, tokenizer, name, folder, template or _template(folder))
+
+
+def _template(folder: Path | None) -> str | None:
+    """The chat template that an adapter was trained with."""
+    from mogu.recipe import load_recipe
+
+    if folder is None or not (folder / "recipe.yaml").is_file():
+        return None
+    return load_recipe(folder / "recipe.yaml").template
+
+
+def batch_size_for(loaded: Loaded, prompts: Sequence[Any], given: int | None) -> int:
+    """``given``, or what decodes fast here; not worth measuring for a few prompts."""
+    from mogu.respond import FEW_PROMPTS, good_batch_size
+
+    if given is not None:
+        return given
+    if len(prompts) <= FEW_PROMPTS:
+        return max(len(prompts), 1)
+    return good_batch_size(loaded.model, loaded.tokenizer, prompts, template=loaded.template)
+
+
+@contextmanager
+def routing(loaded: Loaded, plain: bool) -> Iterator[None]:
+    """Inside, the model answers routed as trained, or, if ``plain``, as its base."""
+    from mogu.adapter.model import plain_base
+
+    if loaded.routed and plain:
+        with plain_base(loaded.model):
+            yield
+    else:
+        yield
+
+
+def answer(loaded: Loaded, prompts: Sequence[Any], system: str | None, batch_size: int, **options: Any) -> list[str]:
+    """Answers to bare prompts or conversations, with an optional system prompt; ``options`` are those of generate."""
+    from mogu.chat import to_messages
+    from mogu.respond import respond
+
+    return respond(
+        loaded.model,
+        loaded.tokenizer,
+        [to_messages(prompt, system) for prompt in prompts],
+        batch_size=batch_size,
+        template=loaded.template,
+        **options,
+    )
+
+
+def sampling(temperature: float | None, top_p: float | None, seed: int | None) -> dict[str, Any]:
+    """Options of generate; greedy without a temperature above 0 or a top share."""
+    if seed is not None:
+        import torch
+
+        torch.manual_seed(seed)
+    if temperature == 0 or (temperature is None and top_p is None):
+        return {}
+    given = {"temperature": temperature, "top_p": top_p}
+    return {"do_sample": True, **{name: value for name, value in given.items() if value is not None}}
+
+
+def routing_options(loaded: Loaded, *, routed_tokens: int | None, reference: bool = False) -> dict[str, Any]:
+    """Options of routed generate.
+
+    Raises:
+        ConfigError: There is nothing to route.
+    """
+    given: dict[str, Any] = {} if routed_tokens is None else {"routed_tokens": routed_tokens}
+    if reference:
+        given["reference"] = True
+    if given and not loaded.routed:
+        raise ConfigError(f"--{next(iter(given)).replace('_', '-')} needs an --adapter")
+    return given
+
+
+def printer(loaded: Loaded) -> Any:
+    """A streamer that writes an answer to stdout as it comes, and keeps what it wrote in ``text``."""
+    from transformers import TextStreamer
+
+    class Printer(TextStreamer):
+        text = ""
+
+        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+            self.text += text
+            super().on_finalized_text(text, stream_end)
+
+    return Printer(loaded.tokenizer, skip_prompt=True, skip_special_tokens=True)

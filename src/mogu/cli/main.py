@@ -1,0 +1,69 @@
+"""The ``mogu`` command: its sub-commands, and what stays the same for all of them."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from typing import Annotated
+
+import typer
+
+from mogu import __version__
+from mogu.cli import chat, data, demo, evaluate, generate, harden, import_, recipes, train
+from mogu.cli.errors import MoguGroup
+
+app = typer.Typer(
+    cls=MoguGroup,
+    add_completion=False,
+    rich_markup_mode="rich",
+    help="Make an open chat LLM refuse malicious instructions and stay useful on benign ones (MoGU).",
+    epilog="Start here: [bold]mogu demo[/bold]. Every command takes --config FILE.yaml; flags on the command line win.",
+)
+
+app.command("harden")(harden.harden)
+app.command("demo")(demo.demo)
+app.command("chat")(chat.chat)
+app.command("generate")(generate.generate)
+app.command("evaluate")(evaluate.evaluate)
+app.command("train")(train.train)
+app.add_typer(data.app, name="data")
+app.command("import")(import_.import_)
+app.add_typer(recipes.app, name="recipes")
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        typer.echo(f"mogu {__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def _start(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    _quieten()
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+def _quieten() -> None:
+    """No advice, bars and warnings of the libraries below: they are for developers. Set what you want to keep."""
+    for name, value in {
+        "TOKENIZERS_PARALLELISM": "false",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+    }.items():
+        os.environ.setdefault(name, value)
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+
+
+def main() -> None:
+    """Entry point of the ``mogu`` script."""
+    app()

@@ -1,0 +1,45 @@
+"""``mogu train``: an adapter from a built data set."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mogu.cli import options
+from mogu.cli.view import progress_view
+
+
+def train(
+    model: options.Model,
+    data: Annotated[Path, typer.Option(metavar="DIR", help="Folder of a built data set (see mogu data build).")],
+    out: Annotated[Path, typer.Option(metavar="RUN", help="Run folder; the adapter goes to RUN/adapter.")],
+    recipe: options.RecipeName = "default",
+    resume: Annotated[
+        bool, typer.Option("--resume/--no-resume", help="Go on after the last finished step, or start over.")
+    ] = True,
+    dtype: options.Dtype = None,
+    device: options.Device = None,
+    quantize: options.Quantize = None,
+    config: options.Config = None,
+) -> None:
+    """Train a MoGU adapter on a data set. Run again to go on after an interruption."""
+    from mogu.recipe import load_recipe
+
+    chosen = load_recipe(recipe)
+    options.writable_folder(out)
+    with progress_view() as progress:
+        progress.begin("model", f"model: loads {model}")
+        from mogu.data.rows import read_rows
+        from mogu.models import load_base
+        from mogu.train.run import train as run_training
+
+        rows = read_rows(data)
+        base, tokenizer = load_base(model, dtype=dtype, device=device, quantize=quantize)
+        progress.end(f"{len(rows)} rows of data")
+        if not resume:
+            shutil.rmtree(out / "stages", ignore_errors=True)
+        trained = run_training(base, tokenizer, rows, chosen, out, model_name=model, progress=progress)
+    print(f"adapter: {trained.adapter}\nTry it: mogu chat --adapter {out}")

@@ -1,0 +1,67 @@
+"""Help, version and recipes: quick, without torch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from mogu import __version__
+from mogu.recipe import load_recipe, recipe_names
+
+COMMANDS = ["harden", "demo", "chat", "generate", "evaluate", "train", "data build", "import", "recipes show"]
+_CHECK = """
+import sys
+from mogu.cli.main import app
+try:
+    app(sys.argv[1:], prog_name="mogu")
+except SystemExit as end:
+    assert not end.code, end.code
+heavy = {"torch", "transformers", "peft", "numpy"} & set(sys.modules)
+assert not heavy, heavy
+"""
+
+
+@pytest.mark.parametrize("arguments", [["--help"], [], ["--version"], ["recipes"], ["harden", "--help"], ["data"]])
+def test_light_commands_load_no_heavy_library(arguments: list[str]) -> None:
+    subprocess.run([sys.executable, "-c", _CHECK, *arguments], check=True, stdout=subprocess.PIPE)
+
+
+def test_script_is_installed() -> None:
+    done = subprocess.run([sys.executable, "-c", "from mogu.cli.main import main; main()"], capture_output=True)
+    assert done.returncode == 0
+    assert b"mogu demo" in done.stdout
+
+
+def test_version(run) -> None:
+    result = run("--version")
+    assert (result.exit_code, result.stdout) == (0, f"mogu {__version__}\n")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself_and_takes_a_configuration(run, command: str) -> None:
+    result = run(*command.split(), "--help")
+    assert result.exit_code == 0
+    assert "--config" in result.stdout
+
+
+def test_bare_mogu_shows_every_command(run) -> None:
+    shown = run().stdout
+    for command in COMMANDS:
+        assert command.split()[0] in shown
+
+
+def test_recipes_are_listed_with_their_description(run) -> None:
+    lines = run("recipes").stdout.splitlines()
+    assert lines[0].split() == ["recipe", "description"]
+    assert [line.split(maxsplit=1) for line in lines[1:]] == [
+        [name, load_recipe(name).description] for name in recipe_names()
+    ]
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_shown_recipe_can_be_used_as_a_file(run, name: str, tmp_path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(run("recipes", "show", name).stdout)
+    assert load_recipe(file) == load_recipe(name)
