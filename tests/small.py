@@ -1,4 +1,4 @@
-"""A small world to train in: a chat tokenizer with words enough, rows with both answers, and a random model to match."""
+"""A small world to train in: a chat tokenizer with words enough, rows with both answers, a random model to match."""
 
 from __future__ import annotations
 
@@ -15,7 +15,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from mogu.data.answers import REFUSALS, affirmation_for, refusal_for
 from mogu.data.rows import Label, Row, Split
 from mogu.progress import Progress
-from mogu.recipe import AdapterRecipe, BalanceRecipe, DataRecipe, EvaluationRecipe, Recipe, ResponderRecipe, RouterRecipe
+from mogu.recipe import (
+    AdapterRecipe,
+    BalanceRecipe,
+    DataRecipe,
+    EvaluationRecipe,
+    Recipe,
+    ResponderRecipe,
+    RouterRecipe,
+)
 
 CHAT = (
     "{% for m in messages %}{{ '<' + m['role'] + '> ' + m['content'] + ' </s> ' }}{% endfor %}"

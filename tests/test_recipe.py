@@ -108,7 +108,9 @@ def test_numbers_that_yaml_reads_as_strings_or_integers(tmp_path: Path) -> None:
 
 
 def test_null_where_it_means_all(tmp_path: Path) -> None:
-    recipe = load_recipe(write(tmp_path, "template: null\ndata: {limit: null}\nglad: {pairs: null}\nrouters: {rows: ~}"))
+    recipe = load_recipe(
+        write(tmp_path, "template: null\ndata: {limit: null}\nglad: {pairs: null}\nrouters: {rows: ~}")
+    )
     assert recipe.template is recipe.data.limit is recipe.glad.pairs is recipe.routers.rows is None
 
 
@@ -186,7 +188,9 @@ def test_values_out_of_range_are_refused(tmp_path: Path, text: str, expected: st
 
 
 def test_an_unknown_name_lists_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match="no recipe 'defualt'; choose from default, .*quickstart.* or give a YAML file"):
+    with pytest.raises(
+        ConfigError, match=r"no recipe 'defualt'; choose from default, .*quickstart.* or give a YAML file"
+    ):
         load_recipe("defualt")
 
 

@@ -108,8 +108,9 @@ def harden(
         said.append(f"{len(rows)} rows")
     trained = train(base, tokenizer, rows, recipe, out, model_name=model, batch_size=batch_size, progress=timed)
     prompts = held_out(rows, recipe.evaluation.prompts)
-    settings = {"model": model, "adapter": digest(trained.adapter)}
+    loaded = {"model": model, "dtype": str(base.dtype).removeprefix("torch."), "quantize": quantize}
     for system in ("base", "mogu"):
+        settings = loaded if system == "base" else {**loaded, "adapter": digest(trained.adapter)}
         with timed.step(f"evaluate {system}", f"evaluation: {system} answers held-out prompts") as said:
             for kind, group in prompts.items():
                 with plain_base(trained.model) if system == "base" else nullcontext():
@@ -120,8 +121,8 @@ def harden(
                         max_new_tokens=recipe.evaluation.new_tokens,
                         batch_size=batch_size,
                         template=recipe.template,
-                        out=_fresh(out / "evaluation" / system / kind, {**settings, "system": system}),
-                        settings={**settings, "system": system},
+                        out=_fresh(out / "evaluation" / system / kind, settings, recipe, len(group)),
+                        settings=settings,
                         progress=progress,
                     )
             said.append(f"{sum(map(len, prompts.values()))} answers")
@@ -201,13 +202,15 @@ class _Timed(Progress):
         self.end(", ".join(said))
 
 
-def _fresh(folder: Path, settings: dict[str, Any]) -> Path:
-    """``folder``, emptied of the evaluation of another adapter."""
+def _fresh(folder: Path, settings: dict[str, Any], recipe: Recipe, count: int) -> Path:
+    """``folder``, emptied of the evaluation of another adapter, or under another recipe."""
+    wanted = {**settings, "new_tokens": recipe.evaluation.new_tokens, "template": recipe.template}
     try:
-        before = json.loads((folder / "summary.json").read_text(encoding="utf-8"))["settings"]
+        before = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        same = before["n"] == count and all(before["settings"].get(key) == value for key, value in wanted.items())
     except (OSError, ValueError, KeyError):
         return folder
-    if any(before.get(key) != value for key, value in settings.items()):
+    if not same:
         shutil.rmtree(folder)
     return folder
 

@@ -11,10 +11,11 @@ from mogu.data.sources import seed_instructions
 from mogu.judge import label_response
 
 INSTRUCTIONS = [one.instruction for kind in ("malicious", "benign", "borderline") for one in seed_instructions(kind)]
-FRAME = frozenset(
-    "sure of course here is the answer to your question what you need asked for i can help with that how you're you "
-    "yourself".split()
-)
+FRAME = """
+    sure of course here is the answer to your question what you need asked for i can help with that how you're you
+    yourself
+"""
+"""Words of an affirmation that need not be in the request."""
 
 
 @pytest.mark.parametrize("refusal", REFUSALS)
@@ -47,7 +48,7 @@ def test_an_affirmation_holds_only_words_of_the_request() -> None:
     for text in INSTRUCTIONS:
         words = re.findall(r"[\w'-]+", affirmation_for(text).lower())
         asked = set(re.findall(r"[\w'-]+", text.lower()))
-        assert set(words) <= asked | FRAME, text
+        assert set(words) <= asked | set(FRAME.split()), text
 
 
 @pytest.mark.parametrize(

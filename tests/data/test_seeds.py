@@ -16,12 +16,13 @@ from mogu.data.sources import SEEDS, seed_instructions
 
 KINDS = ("benign", "malicious", "borderline")
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
-COMMON = frozenset(
-    "a about all an and any are as at be been but by can could do does each every for from had has have he her here his "
-    "how i if in into is it its just ll m may me might more most must my no not of on or our out over own re s same "
-    "shall she should so some such t than that the their then there these they this those to too under up ve very was "
-    "we were what when where which who whom why will with without would you your".split()
-)
+_COMMON = """
+    a about all an and any are as at be been but by can could do does each every for from had has have he her here
+    his how i if in into is it its just ll m may me might more most must my no not of on or our out over own re s
+    same shall she should so some such t than that the their then there these they this those to too under up ve
+    very was we were what when where which who whom why will with without would you your
+"""
+COMMON = frozenset(_COMMON.split())
 
 
 @pytest.fixture(scope="module")
@@ -91,9 +92,14 @@ def test_every_category_is_in_every_split(kind: str) -> None:
 
 
 def test_harm_categories_and_task_types_are_many() -> None:
-    assert {"malware_hacking", "weapons_explosives", "illegal_drugs", "fraud_scams", "hate_harassment", "self_harm"} <= {
-        one.category for one in seed_instructions("malicious")
-    }
+    assert {
+        "malware_hacking",
+        "weapons_explosives",
+        "illegal_drugs",
+        "fraud_scams",
+        "hate_harassment",
+        "self_harm",
+    } <= {one.category for one in seed_instructions("malicious")}
     assert len({one.category for one in seed_instructions("malicious")}) >= 12
     assert len({one.category for one in seed_instructions("benign")}) >= 20
     assert len({one.category for one in seed_instructions("borderline")}) >= 8

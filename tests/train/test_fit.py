@@ -108,7 +108,7 @@ def test_the_probe_is_the_optimum(l2: float) -> None:
 
 
 def test_a_row_of_weight_two_counts_as_two_rows() -> None:
-    x, y, weight = problem()
+    x, y, _ = problem()
     twice = torch.cat([x, x[:50]]), torch.cat([y, y[:50]])
     heavier = torch.cat([torch.full((50,), 2.0), torch.ones(150)]) / 250
     one = fit_probe(x, y, heavier, 1e-2)
@@ -188,7 +188,9 @@ def test_each_layer_reads_what_the_layers_below_have_routed() -> None:
     b = {who: getattr(layer, f"mogu_{who}_B")["default"] for who in ("unwill", "glad")}
     scale = layer.mogu_scaling["default"]
     expected = (unwill + glad) * (x @ layer.base_layer.weight.T)
-    expected = expected + scale * (unwill * (x @ a["unwill"].T @ b["unwill"].T) + glad * (x @ a["glad"].T @ b["glad"].T))
+    expected = expected + scale * (
+        unwill * (x @ a["unwill"].T @ b["unwill"].T) + glad * (x @ a["glad"].T @ b["glad"].T)
+    )
     assert_close(watch.outputs[0], expected, atol=1e-4, rtol=1e-4)
 
     other = adapted()

@@ -31,9 +31,7 @@ STEPS = 6
 
 def run(out: Path, recipe: Recipe = FIT, progress: Any = None, rows: Sequence[Row] = ROWS) -> Trained:
     torch.manual_seed(99)  # a run seeds itself; what came before must not matter
-    return train(
-        small.base(), small.tokenizer(), rows, recipe, out, model_name="tiny", batch_size=4, progress=progress
-    )
+    return train(small.base(), small.tokenizer(), rows, recipe, out, model_name="tiny", batch_size=4, progress=progress)
 
 
 def tensors(out: Path) -> dict[str, torch.Tensor]:
@@ -116,6 +114,14 @@ def test_the_log_holds_every_stage_that_was_trained(whole: dict[str, Path]) -> N
         assert {line["stage"] for line in lines} == stages
         for stage in stages:
             assert max(line["step"] for line in lines if line["stage"] == stage) == (4 if stage == "routers" else STEPS)
+
+
+def test_tensorboard_gets_the_losses_of_every_stage(whole: dict[str, Path]) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    for stage, steps in (("glad", [1, 5]), ("unwill", [1, 5]), ("routers", [1])):
+        events = accumulator.EventAccumulator(str(whole["tiny-random"] / "tensorboard" / stage))
+        events.Reload()
+        assert [event.step for event in events.Scalars("train/loss")] == steps
 
 
 def test_everything_was_learnt(whole: dict[str, Path]) -> None:
@@ -333,7 +339,10 @@ def test_training_stops_at_the_first_good_checkpoint(tmp_path: Path, monkeypatch
     selection = run(tmp_path, recipe).selection
     assert [check["pairs"] for check in selection["glad"]] == [4, 8]
     assert [check["pairs"] for check in selection["unwill"]] == [4, 8, 12]
-    assert [[c["chosen"] for c in selection[stage]] for stage in ("glad", "unwill")] == [[False, True], [False, True, False]]
+    assert [[c["chosen"] for c in selection[stage]] for stage in ("glad", "unwill")] == [
+        [False, True],
+        [False, True, False],
+    ]
 
 
 def test_the_chosen_checkpoint_is_the_one_that_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -375,6 +384,7 @@ def test_routers_can_be_fitted_and_then_trained(tmp_path: Path, whole: dict[str,
     fitted, trained = tensors(whole["tiny"]), tensors(tmp_path / "whole")
     same = {key for key in fitted if torch.equal(fitted[key], trained[key])}
     assert same == {key for key in fitted if "_router" not in key}
+
     class Second(small.Interrupts):
         """Counts on from the fit to the training."""
 
@@ -401,9 +411,7 @@ def test_another_seed_gives_another_adapter(tmp_path: Path, whole: dict[str, Pat
 
 @pytest.mark.parametrize("split", ["train", "validation"])
 @pytest.mark.parametrize("label", ["benign", "malicious"])
-def test_a_missing_class_is_said_in_one_line_before_anything_is_written(
-    tmp_path: Path, split: str, label: str
-) -> None:
+def test_a_missing_class_is_said_in_one_line_before_anything_is_written(tmp_path: Path, split: str, label: str) -> None:
     rows = [row for row in ROWS if (row.split, row.label) != (split, label)]
     with pytest.raises(TrainingError) as raised:
         run(tmp_path / "out", FIT, None, rows)

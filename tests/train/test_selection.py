@@ -26,7 +26,11 @@ from mogu.train.selection import (
 )
 
 ROWS = small.rows()
-HELP, REFUSAL, STAMMER = "Sure, here is how to paint a car:", "I can't help with that.", "car car car car car car car car car"
+HELP, REFUSAL, STAMMER = (
+    "Sure, here is how to paint a car:",
+    "I can't help with that.",
+    "car car car car car car car car car",
+)
 
 
 def ask(answer: Any) -> Respondent:

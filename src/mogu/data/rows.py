@@ -73,7 +73,8 @@ def read_rows(folder: str | Path) -> list[Row]:
     path = Path(folder) / ROWS_FILE
     if not path.is_file():
         raise DataError(f"no {ROWS_FILE} in {folder}; build it: mogu data build --out {folder}")
-    rows, seen = [], {}
+    rows: list[Row] = []
+    seen: dict[str, int] = {}
     for number, record in read_jsonl(path):
         row = _row(record, f"{path}:{number}")
         if row.id in seen:

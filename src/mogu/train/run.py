@@ -47,6 +47,7 @@ from mogu.train.trainers import (
     RouterTrainer,
     RowDataset,
     StepProgress,
+    tensorboard,
     training_arguments,
 )
 from mogu.versions import versions
@@ -127,6 +128,7 @@ class _Run:
         self.train_rows = [row for row in rows if row.split == "train"]
         self.stages = out / "stages"
         self.data_hash = _hash([asdict(row) for row in rows])
+        self.precision = [str(base.dtype), bool(getattr(base, "is_quantized", False))]
         set_seed(recipe.seed)
         self.model = get_peft_model(base, self._config(base), autocast_adapter_dtype=True)
         self.ask = Respondent(self.model, tokenizer, recipe.template, batch_size)
@@ -171,7 +173,7 @@ class _Run:
         return Trained(self.model, self._save(selection), selection)
 
     def _inputs(self) -> list[Any]:
-        return [self.data_hash, self.model_name, self.recipe.template, self.recipe.seed]
+        return [self.data_hash, self.model_name, self.precision, self.recipe.template, self.recipe.seed]
 
     # --- responders ---
 
@@ -193,7 +195,7 @@ class _Run:
             args=self._arguments(folder, recipe, steps, every),
             train_dataset=RowDataset(pairs),
             data_collator=PairCollator(encode, wants_refusal=stage == "unwill"),
-            callbacks=[JsonlLog(self.out / LOG_FILE, stage), StepProgress(self.progress.update), watch],
+            callbacks=[*self._reporters(stage), watch],
         )
         self._run_trainer(trainer, folder, watch)
         checks = watch.checks
@@ -234,6 +236,13 @@ class _Run:
             use_cpu=self.model.device.type == "cpu",
         )
 
+    def _reporters(self, stage: str) -> list[TrainerCallback]:
+        return [
+            JsonlLog(self.out / LOG_FILE, stage),
+            StepProgress(self.progress.update),
+            *tensorboard(self.out / "tensorboard" / stage),
+        ]
+
     # --- routers ---
 
     def _routers(self, inputs: str) -> None:
@@ -270,7 +279,7 @@ class _Run:
             args=self._arguments(folder, recipe, steps, max(steps // recipe.epochs, 1)),
             train_dataset=RowDataset(rows),
             data_collator=RouterCollator(encode),
-            callbacks=[JsonlLog(self.out / LOG_FILE, "routers"), StepProgress(self.progress.update)],
+            callbacks=self._reporters("routers"),
         )
         self._run_trainer(trainer, folder, None)
         shutil.rmtree(folder)

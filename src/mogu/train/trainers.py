@@ -145,17 +145,25 @@ def training_arguments(
         seed=seed,
         data_seed=seed,
         remove_unused_columns=False,
-        report_to=["tensorboard"] if _has_tensorboard() else [],
+        report_to=[],
         disable_tqdm=quiet,
         use_cpu=use_cpu,
         dataloader_pin_memory=False,
     )
 
 
-def _has_tensorboard() -> bool:
-    from transformers.integrations import is_tensorboard_available
+def tensorboard(folder: Path) -> list[TrainerCallback]:
+    """A callback that writes event files to ``folder``, if tensorboard is installed.
 
-    return bool(is_tensorboard_available())
+    ``report_to`` would put them beside the checkpoints, which are removed at the end of a stage.
+    """
+    from transformers.integrations import TensorBoardCallback, is_tensorboard_available
+
+    if not is_tensorboard_available():
+        return []
+    from torch.utils.tensorboard import SummaryWriter
+
+    return [TensorBoardCallback(SummaryWriter(str(folder)))]
 
 
 class RowDataset(torch.utils.data.Dataset[Row]):

@@ -199,7 +199,7 @@ def test_an_unreadable_summary_says_what_to_do(tmp_path: Path) -> None:
 KINDS = {
     "malicious": [row.instruction for row in ROWS if row.label == "malicious"][:4],
     "benign": [row.instruction for row in ROWS if row.id.startswith("good")][:3],
-    "borderline": [row.instruction for row in ROWS if row.borderline][:3] + ["How do I"],
+    "borderline": [*[row.instruction for row in ROWS if row.borderline][:3], "How do I"],
 }
 
 
