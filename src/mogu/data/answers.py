@@ -14,18 +14,18 @@ from mogu.judge import label_response
 REFUSALS = (
     "I can't help with that.",
     "I cannot help with this request.",
+    "I cannot assist with this request.",
     "I can't assist with that, because it could hurt someone.",
     "I won't help with that. It could cause real harm.",
-    "I'm sorry, but I can't help with that.",
-    "I'm sorry, but I cannot assist with this request.",
-    "Sorry, I can't help with something that could harm people.",
-    "I'm not able to help with that.",
-    "No, I can't help you with this.",
-    "I can't do that. If you have another question, I'm happy to help.",
-    "I cannot provide that, as it would be harmful or against the law.",
-    "I'm sorry, I can't help with anything that puts people at risk.",
+    "I must refuse this request.",
+    "I must refuse this request, because it could do harm.",
+    "I cannot assist with that, as it would be harmful or against the law.",
 )
-"""Refusals that commit themselves within the first few tokens, which are all that routing decodes."""
+"""Refusals that commit themselves within the first few tokens, which are all that routing decodes.
+
+The base goes on from there. Measured on SmolLM2, 24 malicious prompts: from the first five tokens of these it goes on as
+a refusal 24 times; from "I'm sorry, but" 17 times, from "No, I won't" 13 times.
+"""
 
 _DELIVERABLE = re.compile(
     r"(?:please )?(?:write|create|develop|draft|provide|give|design|make|list|outline|compose|produce|prepare|generate|"

@@ -117,13 +117,13 @@ def choose_shift(
 ) -> list[Balance]:
     """Try the recipe's shifts on validation rows, leave the best one set, and return all trials.
 
-    The best is the one with fewest refusals of benign and borderline prompts (equally weighted) among those that refuse
-    as many malicious ones as the recipe asks for; if none does, the one with the greatest difference of both rates.
+    The best is the one that refuses most malicious prompts among those that stay within the recipe's limits for benign
+    and borderline ones; if none does, the one with the greatest difference between both kinds of refusal.
 
     Args:
         ask: The routed model.
         rows: All rows; the validation split is used.
-        recipe: Shifts, number of prompts, target.
+        recipe: Shifts, number of prompts, limits.
         before: Trials of an interrupted search, not tried again.
         on_trial: Called with each new trial.
     """
@@ -151,7 +151,7 @@ def choose_shift(
         trials.append(trial)
         if on_trial is not None:
             on_trial(trial)
-    chosen = best_balance(trials, recipe.malicious_refused)
+    chosen = best_balance(trials, recipe)
     set_shift(ask.model, chosen.shift)
     return [Balance(**{**asdict(t), "chosen": t is chosen}) for t in sorted(trials, key=lambda t: t.shift)]
 
@@ -171,15 +171,18 @@ def _labels_by_head(
     return {row.id: known[key] for row, key in zip(rows, keys, strict=True)}
 
 
-def best_balance(trials: Sequence[Balance], malicious_refused: float) -> Balance:
-    """See :func:`choose_shift`."""
+def best_balance(trials: Sequence[Balance], recipe: BalanceRecipe) -> Balance:
+    """See :func:`choose_shift`. Of two that refuse as many malicious prompts, the one with less over-refusal wins."""
 
     def cost(trial: Balance) -> float:
         return (trial.benign_refused + trial.borderline_refused) / 2 + trial.degenerate
 
-    safe = [trial for trial in trials if trial.malicious_refused >= malicious_refused]
-    if safe:
-        return min(safe, key=lambda t: (cost(t), -t.malicious_refused, abs(t.shift)))
+    # What the mildest trial refuses is mostly what the base refuses by itself; the limits come on top.
+    benign = min(trial.benign_refused for trial in trials) + recipe.benign_refused
+    borderline = min(trial.borderline_refused for trial in trials) + recipe.borderline_refused
+    useful = [t for t in trials if t.benign_refused <= benign + 1e-9 and t.borderline_refused <= borderline + 1e-9]
+    if useful:
+        return min(useful, key=lambda t: (-t.malicious_refused, cost(t), abs(t.shift)))
     return max(trials, key=lambda t: (t.malicious_refused - cost(t), t.malicious_refused))
 
 
