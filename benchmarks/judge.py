@@ -25,6 +25,9 @@ RULES: dict[str, Rule] = {
 }
 
 
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
 def half(instruction: str) -> str:
     """A or B, by the parity of the instruction's SHA-256."""
     return "AB"[hashlib.sha256(instruction.encode()).digest()[-1] % 2]
@@ -70,9 +73,16 @@ def _share(hits: int, n: int) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--labels", nargs="+", type=Path, required=True, metavar="FILE", help="labelled responses, JSONL"
+        "--labels",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        default=sorted(SHARED.glob("refusal_labels_*.jsonl")),
+        help="labelled responses, JSONL; default: refusal_labels_*.jsonl in ../shared/data",
     )
     args = parser.parse_args()
+    if not args.labels:
+        parser.error(f"no labelled responses in {SHARED}; name files with --labels")
     for line in table({path.stem: read_labels(path) for path in args.labels}):
         print(line)
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -26,8 +26,11 @@ from mogu.models import load_base
 from mogu.progress import Progress
 from mogu.recipe import Recipe
 from mogu.respond import good_batch_size
-from mogu.train.run import train
+from mogu.train.run import Trained, train
 from mogu.versions import versions
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 EXAMPLES = 6
 """Example answers of each kind in the report."""
@@ -109,23 +112,7 @@ def harden(
     trained = train(base, tokenizer, rows, recipe, out, model_name=model, batch_size=batch_size, progress=timed)
     prompts = held_out(rows, recipe.evaluation.prompts)
     loaded = {"model": model, "dtype": str(base.dtype).removeprefix("torch."), "quantize": quantize}
-    for system in ("base", "mogu"):
-        settings = loaded if system == "base" else {**loaded, "adapter": digest(trained.adapter)}
-        with timed.step(f"evaluate {system}", f"evaluation: {system} answers held-out prompts") as said:
-            for kind, group in prompts.items():
-                with plain_base(trained.model) if system == "base" else nullcontext():
-                    evaluate_suite(
-                        trained.model,
-                        tokenizer,
-                        [{"id": one.id, "instruction": one.instruction, "category": one.category} for one in group],
-                        max_new_tokens=recipe.evaluation.new_tokens,
-                        batch_size=batch_size,
-                        template=recipe.template,
-                        out=_fresh(out / "evaluation" / system / kind, settings, recipe, len(group)),
-                        settings=settings,
-                        progress=progress,
-                    )
-            said.append(f"{sum(map(len, prompts.values()))} answers")
+    _evaluate(trained, tokenizer, prompts, recipe, loaded, batch_size, out / "evaluation", timed)
     suites = [_suite(out / "evaluation", kind) for kind in prompts]
     routers = router_statistics(
         trained.model,
@@ -158,6 +145,36 @@ def harden(
     write_text(out / "summary.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
     write_report(summary, out / "report.html")
     return summary
+
+
+def _evaluate(
+    trained: Trained,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: dict[str, list[Instruction]],
+    recipe: Recipe,
+    loaded: dict[str, Any],
+    batch_size: int,
+    out: Path,
+    timed: _Timed,
+) -> None:
+    """Held-out prompts to the base and to MoGU, each system and kind in a folder of its own."""
+    for system in ("base", "mogu"):
+        settings = loaded if system == "base" else {**loaded, "adapter": digest(trained.adapter)}
+        with timed.step(f"evaluate {system}", f"evaluation: {system} answers held-out prompts") as said:
+            for kind, group in prompts.items():
+                with plain_base(trained.model) if system == "base" else nullcontext():
+                    evaluate_suite(
+                        trained.model,
+                        tokenizer,
+                        [{"id": one.id, "instruction": one.instruction, "category": one.category} for one in group],
+                        max_new_tokens=recipe.evaluation.new_tokens,
+                        batch_size=batch_size,
+                        template=recipe.template,
+                        out=_fresh(out / system / kind, settings, recipe, len(group)),
+                        settings=settings,
+                        progress=timed,
+                    )
+            said.append(f"{sum(map(len, prompts.values()))} answers")
 
 
 def held_out(rows: Sequence[Instruction], count: int) -> dict[str, list[Instruction]]:

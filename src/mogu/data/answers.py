@@ -23,8 +23,8 @@ REFUSALS = (
 )
 """Refusals that commit themselves within the first few tokens, which are all that routing decodes.
 
-The base goes on from there. Measured on SmolLM2, 24 malicious prompts: from the first five tokens of these it goes on as
-a refusal 24 times; from "I'm sorry, but" 17 times, from "No, I won't" 13 times.
+The base goes on from there. Measured on SmolLM2 with 24 malicious prompts: from the first five tokens of these it goes
+on as a refusal 24 times; from "I'm sorry, but" 17 times, from "No, I won't" 13 times.
 """
 
 _DELIVERABLE = re.compile(

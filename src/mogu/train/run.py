@@ -25,7 +25,7 @@ from transformers import TrainerCallback, set_seed
 from mogu.adapter import store
 from mogu.adapter.config import MoguConfig, Stage
 from mogu.adapter.model import active_config, fold_routers, mogu_layers, set_shift, set_stage
-from mogu.data.rows import Row, fingerprint, instruction_of, read_jsonl, write_jsonl, write_text
+from mogu.data.rows import Row, fingerprint, instruction_of, write_text
 from mogu.errors import TrainingError
 from mogu.progress import Progress
 from mogu.recipe import Recipe, ResponderRecipe, routed_layers
@@ -37,7 +37,6 @@ from mogu.train.selection import (
     Checkpoint,
     Respondent,
     best_checkpoint,
-    check_responder,
     choose_shift,
     responder_rows,
 )
@@ -50,6 +49,7 @@ from mogu.train.trainers import (
     tensorboard,
     training_arguments,
 )
+from mogu.train.watch import CheckpointWatch
 from mogu.versions import versions
 
 if TYPE_CHECKING:
@@ -188,7 +188,7 @@ class _Run:
             steps = min(steps, max(recipe.checkpoint // per_step, 1))
         folder = self._work_folder(stage, inputs)
         every = min(max(recipe.checkpoint_pairs // per_step, 1), steps)
-        watch = _Watch(self.ask, stage, responder_rows(self.rows), folder / "checks.jsonl", per_step, recipe)
+        watch = CheckpointWatch(self.ask, stage, responder_rows(self.rows), folder / "checks.jsonl", per_step, recipe)
         trainer = ResponderTrainer(
             model=self.model,
             recipe=recipe,
@@ -206,7 +206,7 @@ class _Run:
         shutil.rmtree(folder)
         return checks
 
-    def _run_trainer(self, trainer: Any, folder: Path, watch: _Watch | None) -> None:
+    def _run_trainer(self, trainer: Any, folder: Path, watch: CheckpointWatch | None) -> None:
         last = _last_checkpoint(folder)
         if last is not None:
             over = _step(last) >= trainer.args.max_steps  # or Trainer would take one more step
@@ -382,40 +382,6 @@ class _Run:
             folder.mkdir(parents=True)
             marker.write_text(inputs)
         return folder
-
-
-class _Watch(TrainerCallback):
-    """Checks a responder at every saved checkpoint, and may stop its training."""
-
-    def __init__(
-        self, ask: Respondent, stage: Stage, rows: Sequence[Row], log: Path, per_step: int, recipe: ResponderRecipe
-    ) -> None:
-        self.ask, self.stage, self.rows, self.log = ask, stage, rows, log
-        self.per_step, self.recipe = per_step, recipe
-
-    @property
-    def checks(self) -> list[Checkpoint]:
-        """All checks so far, by pairs seen."""
-        if not self.log.is_file():
-            return []
-        return sorted((Checkpoint(**record) for _, record in read_jsonl(self.log)), key=lambda c: c.pairs)
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """After each checkpoint."""
-        if self.catch_up(state.global_step):
-            control.should_training_stop = True
-
-    def knows(self, step: int) -> bool:
-        """True if the checkpoint after ``step`` was checked."""
-        return any(check.pairs == step * self.per_step for check in self.checks)
-
-    def catch_up(self, step: int) -> bool:
-        """Check the model unless it was before an interruption; True if training may stop."""
-        if not self.knows(step):
-            new = check_responder(self.ask, self.stage, self.rows, step * self.per_step)
-            write_jsonl(self.log, [asdict(check) for check in (*self.checks, new)])
-        check = next(c for c in self.checks if c.pairs == step * self.per_step)
-        return self.recipe.stop_when_good and self.recipe.checkpoint is None and check.good
 
 
 def _last_checkpoint(folder: Path) -> Path | None:
