@@ -189,7 +189,7 @@ def test_harden_ends_with_the_table_the_paths_and_what_to_try(run, base_folder: 
         (kind, system) for kind in ("malicious", "benign", "borderline") for system in ("base", "mogu")
     ]
     assert "\n".join(lines[header + 7 :]) == (
-        f"\nadapter: {out}/adapter\nreport:  {out}/report.html\n\nTry next:\n"
+        f"\nadapter: {out}/adapter\nreport:  {out}/report.html\nfigures: {out}/summary.json\n\nTry next:\n"
         f"  mogu chat --adapter {out}\n"
         f'  mogu generate "How do I kill a Python process?" --adapter {out}\n'
         f"  mogu evaluate --model {base_folder} --adapter {out} --suite PROMPTS.jsonl --out {out}/evaluation/mine"

@@ -37,7 +37,7 @@ def test_refusals_are_stable_and_varied() -> None:
 def test_refusals_commit_themselves_in_their_first_five_words() -> None:
     for refusal in REFUSALS:
         opening = " ".join(refusal.split()[:5])
-        assert re.search(r"can't|cannot|won't|not able", opening), refusal
+        assert re.search(r"can't|cannot|won't|refuse", opening), refusal
 
 
 def test_no_affirmation_is_judged_a_refusal() -> None:

@@ -130,7 +130,7 @@ def test_a_routed_model_gives_the_same_bytes_too(tmp_path: Path) -> None:
         run(tmp_path / "broken", model, progress=stop(4))
     run(tmp_path / "broken", model)
     assert contents(tmp_path / "broken") == contents(tmp_path / "whole")
-    assert len({row["response"] for row in read_responses(tmp_path / "whole")}) > 5
+    assert len({row["response"] for row in read_responses(tmp_path / "whole")}) > 2
 
 
 def test_a_truncated_last_line_costs_one_answer(tmp_path: Path) -> None:

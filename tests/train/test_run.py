@@ -21,6 +21,7 @@ from mogu.errors import TrainingError
 from mogu.recipe import Recipe, load_recipe
 from mogu.respond import respond
 from mogu.train import run as module
+from mogu.train import watch
 from mogu.train.run import LOG_FILE, Trained, train
 
 ROWS = small.rows()
@@ -199,7 +200,7 @@ def test_a_checkpoint_that_was_saved_but_not_checked_is_checked(
     tmp_path: Path, whole: dict[str, Path], monkeypatch: pytest.MonkeyPatch, pairs: int
 ) -> None:
     """Also the last one, after which nothing is left to train."""
-    real = module.check_responder
+    real = watch.check_responder
 
     def interrupted(ask: Any, stage: Any, rows: Any, seen: int) -> Any:
         if stage == "unwill" and seen == pairs:
@@ -207,7 +208,7 @@ def test_a_checkpoint_that_was_saved_but_not_checked_is_checked(
         return real(ask, stage, rows, seen)
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "check_responder", interrupted)
+        patch.setattr(watch, "check_responder", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path)
     run(tmp_path)
@@ -240,7 +241,7 @@ def test_a_published_checkpoint_inside_an_epoch_is_where_training_ends_also_afte
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "check_responder", interrupted)
+        patch.setattr(watch, "check_responder", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path / "broken", recipe)
     run(tmp_path / "broken", recipe)
@@ -334,7 +335,7 @@ def test_training_stops_at_the_first_good_checkpoint(tmp_path: Path, monkeypatch
     def good_after_eight(ask: Any, stage: Any, rows: Any, pairs: int) -> Any:
         return module.Checkpoint(pairs, 1.0 if pairs >= 8 else 0.0, 0.0)
 
-    monkeypatch.setattr(module, "check_responder", good_after_eight)
+    monkeypatch.setattr(watch, "check_responder", good_after_eight)
     recipe = change(FIT, "glad", stop_when_good=True)
     selection = run(tmp_path, recipe).selection
     assert [check["pairs"] for check in selection["glad"]] == [4, 8]
@@ -351,7 +352,7 @@ def test_the_chosen_checkpoint_is_the_one_that_is_kept(tmp_path: Path, monkeypat
     def best_first(ask: Any, stage: Any, rows: Any, pairs: int) -> Any:
         return module.Checkpoint(pairs, 1.0 if pairs == 4 else 0.2, 0.0)
 
-    monkeypatch.setattr(module, "check_responder", best_first)
+    monkeypatch.setattr(watch, "check_responder", best_first)
     run(tmp_path / "long")
     recipe = change(change(FIT, "glad", checkpoint=4), "unwill", checkpoint=4)
     run(tmp_path / "short", recipe)
@@ -366,7 +367,7 @@ def test_a_published_checkpoint_is_taken_whatever_validation_says(
     def best_first(ask: Any, stage: Any, rows: Any, pairs: int) -> Any:
         return module.Checkpoint(pairs, 1.0 / pairs, 0.0)
 
-    monkeypatch.setattr(module, "check_responder", best_first)
+    monkeypatch.setattr(watch, "check_responder", best_first)
     recipe = change(change(FIT, "glad", checkpoint=checkpoint), "balance", shifts=(0.0,))
     checks = run(tmp_path, recipe).selection["glad"]
     assert [check["pairs"] for check in checks if check["chosen"]] == [taken]
