@@ -19,8 +19,8 @@ from mogu.data.rows import (
     Row,
     fingerprint,
     instruction_of,
-    read_jsonl,
     read_rows,
+    resume_jsonl,
     write_jsonl,
     write_text,
 )
@@ -130,7 +130,7 @@ def build(
         _check_same(out / MANIFEST_FILE, inputs)
         return read_rows(out)
     benign = [one for one in instructions if one.label == "benign" and one.split == "train"]
-    answers = _resume(out / PARTIAL_FILE, inputs)
+    answers = {r["id"]: r["answer"] for r in resume_jsonl(out / PARTIAL_FILE, {"inputs": inputs})}
     todo = [one for one in benign if one.id not in answers]
     out.mkdir(parents=True, exist_ok=True)
     with (out / PARTIAL_FILE).open("a", encoding="utf-8") as partial:
@@ -166,20 +166,6 @@ def _row(one: Instruction, answer: str) -> Row:
     helpful = one.label == "benign" and label_response(one.instruction, answer) in ("complied", "unclear")
     glad = answer if helpful else affirmation_for(one.instruction)
     return Row(**dataclasses.asdict(one), glad=glad, unwill=refusal_for(one.instruction))
-
-
-def _resume(partial: Path, inputs: dict[str, Any]) -> dict[str, str]:
-    """Answers of an interrupted build of the same inputs; a new partial file is begun otherwise."""
-    header = {"inputs": inputs}
-    if partial.is_file():
-        lines = partial.read_text(encoding="utf-8").split("\n")
-        # An interrupted write leaves a last line without its end; dropping it costs one answer.
-        write_text(partial, "".join(line + "\n" for line in lines[:-1]))
-        records = [record for _, record in read_jsonl(partial)]
-        if records and records[0] == header:
-            return {record["id"]: record["answer"] for record in records[1:]}
-    write_jsonl(partial, [header])
-    return {}
 
 
 def _check_same(manifest: Path, inputs: dict[str, Any]) -> None:

@@ -130,6 +130,22 @@ def write_jsonl(path: Path, records: Iterable[dict[str, Any]]) -> None:
     write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
 
 
+def resume_jsonl(path: Path, header: dict[str, Any]) -> list[dict[str, Any]]:
+    """Records after the first line of a file that an interrupted job was appending to, ready to be appended to again.
+
+    If there is none, or its first line is not ``header`` (a job of other inputs), a new one is begun.
+    """
+    if path.is_file():
+        lines = path.read_text(encoding="utf-8").split("\n")
+        # An interrupted write leaves a last line without its end; dropping it costs one record.
+        write_text(path, "".join(line + "\n" for line in lines[:-1]))
+        records = [record for _, record in read_jsonl(path)]
+        if records and records[0] == header:
+            return records[1:]
+    write_jsonl(path, [header])
+    return []
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a file in one step: it is there whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mogu.adapter.model import mogu_layers, recorded_weights
-from mogu.data.rows import read_jsonl, write_jsonl, write_text
+from mogu.data.rows import read_jsonl, resume_jsonl, write_jsonl, write_text
 from mogu.errors import DataError
 from mogu.evaluate.metrics import auroc, five_numbers, rates
 from mogu.judge import judge_response
@@ -64,7 +64,7 @@ def evaluate_suite(
     inputs = hashlib.sha256(json.dumps([list(prompts), settings], sort_keys=True).encode()).hexdigest()[:16]
     if (out / SUMMARY_FILE).is_file():
         return _finished(out, inputs)
-    answers = _resume(out / _PARTIAL_FILE, inputs)
+    answers = {r["index"]: r["response"] for r in resume_jsonl(out / _PARTIAL_FILE, {"inputs": inputs})}
     todo = [index for index in range(len(prompts)) if index not in answers]
     with (out / _PARTIAL_FILE).open("a", encoding="utf-8") as partial:
 
@@ -111,20 +111,6 @@ def _finished(out: Path, inputs: str) -> dict[str, Any]:
     if summary.get("inputs") != inputs:
         raise DataError(f"{out} holds an evaluation of other prompts or settings; choose another --out or delete it")
     return summary
-
-
-def _resume(partial: Path, inputs: str) -> dict[int, str]:
-    """Answers of an interrupted evaluation of the same inputs; a new partial file is begun otherwise."""
-    header = {"inputs": inputs}
-    if partial.is_file():
-        lines = partial.read_text(encoding="utf-8").split("\n")
-        # An interrupted write leaves a last line without its end; dropping it costs one answer.
-        write_text(partial, "".join(line + "\n" for line in lines[:-1]))
-        records = [record for _, record in read_jsonl(partial)]
-        if records and records[0] == header:
-            return {record["index"]: record["response"] for record in records[1:]}
-    write_jsonl(partial, [header])
-    return {}
 
 
 def router_statistics(
