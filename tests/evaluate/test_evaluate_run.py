@@ -124,13 +124,13 @@ def test_an_interrupted_evaluation_goes_on_to_the_same_bytes(tmp_path: Path, aft
 
 
 def test_a_routed_model_gives_the_same_bytes_too(tmp_path: Path) -> None:
-    model = tiny.adapted(small.base(), routed_tokens=3)
+    model = tiny.adapted(small.base(), routed_tokens=3, strength=0.3)
     run(tmp_path / "whole", model)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "broken", model, progress=stop(4))
     run(tmp_path / "broken", model)
     assert contents(tmp_path / "broken") == contents(tmp_path / "whole")
-    assert len({row["response"] for row in read_responses(tmp_path / "whole")}) > 2
+    assert len({row["response"] for row in read_responses(tmp_path / "whole")}) > 5
 
 
 def test_a_truncated_last_line_costs_one_answer(tmp_path: Path) -> None:
