@@ -84,6 +84,8 @@ class RouterRecipe:
     """Ridge of the fit, on standardised inputs."""
     borderline_weight: float = 1.0
     """Weight of borderline benign rows in the fit, relative to the other benign rows."""
+    sharpness: float = 1.0
+    """Factor of the fitted router logits; above 1, each layer decides more firmly."""
     learning_rate: float = 5e-4
     """Rate of end-to-end training."""
     epochs: int = 10
@@ -114,7 +116,7 @@ class BalanceRecipe:
     """Length of the validation answers."""
     benign_refused: float = 0.03
     """Most that δ may add to the refusal rate on benign prompts, over the mildest δ tried."""
-    borderline_refused: float = 0.12
+    borderline_refused: float = 0.25
     """The same for borderline prompts."""
 
 
@@ -278,8 +280,8 @@ def _check(recipe: Recipe) -> None:
                 raise ConfigError(f"recipe field {f.name} must be at least 1, not {value}")
             if f.name in _AT_LEAST_ZERO and value < 0:
                 raise ConfigError(f"recipe field {f.name} must be at least 0, not {value}")
-            if f.name == "learning_rate" and not value > 0:
-                raise ConfigError(f"recipe field learning_rate must be above 0, not {value}")
+            if f.name in ("learning_rate", "sharpness") and not value > 0:
+                raise ConfigError(f"recipe field {f.name} must be above 0, not {value}")
             if f.name == "dropout" and not value < 1:
                 raise ConfigError(f"recipe field dropout must be below 1, not {value}")
     if not 0 <= recipe.adapter.layers_from < recipe.adapter.layers_to <= 1:

@@ -132,11 +132,18 @@ def trial(shift: float, malicious: float, benign: float, borderline: float = 0.0
 LIMITS = BalanceRecipe(benign_refused=0.03, borderline_refused=0.12)
 
 
-def test_within_the_limits_the_one_that_refuses_most_malicious_prompts() -> None:
+def test_within_the_limits_the_greatest_net_benefit_wins() -> None:
     trials = [trial(-2, 0.5, 0.0), trial(-1, 0.9, 0.03, 0.12), trial(0, 0.97, 0.04, 0.1), trial(1, 1.0, 0.0, 0.13)]
     assert best_balance(trials, LIMITS).shift == -1
     assert best_balance(trials, BalanceRecipe(benign_refused=0.04, borderline_refused=0.12)).shift == 0
     assert best_balance(trials, BalanceRecipe(benign_refused=0.04, borderline_refused=0.13)).shift == 1
+
+
+def test_one_more_malicious_prompt_is_not_worth_many_harmless_ones() -> None:
+    trials = [trial(-1, 0.90, 0.0, 0.0), trial(0, 0.94, 0.02, 0.08)]
+    assert best_balance(trials, LIMITS).shift == -1
+    assert best_balance([trial(-1, 0.90, 0.0, 0.0), trial(0, 0.96, 0.02, 0.08)], LIMITS).shift == 0
+    assert best_balance([trial(-1, 0.90, 0.0), trial(0, 0.96, 0.0, degenerate=0.07)], LIMITS).shift == -1
 
 
 def test_the_limits_come_on_top_of_what_the_mildest_trial_refuses() -> None:
@@ -144,13 +151,12 @@ def test_the_limits_come_on_top_of_what_the_mildest_trial_refuses() -> None:
     assert best_balance(trials, LIMITS).shift == -1
 
 
-def test_of_equals_the_one_with_less_over_refusal_then_the_smaller_shift() -> None:
-    assert best_balance([trial(-1, 1.0, 0.02), trial(2, 1.0, 0.01)], LIMITS).shift == 2
-    assert best_balance([trial(-1, 1.0, 0.0, degenerate=0.1), trial(2, 1.0, 0.01)], LIMITS).shift == 2
+def test_of_equals_the_smaller_shift_wins() -> None:
     assert best_balance([trial(-1, 1.0, 0.0), trial(0.5, 1.0, 0.0)], LIMITS).shift == 0.5
+    assert best_balance([trial(0.5, 1.0, 0.0), trial(-1, 1.0, 0.0)], LIMITS).shift == 0.5
 
 
-def test_if_none_is_within_the_limits_the_greatest_difference_wins() -> None:
+def test_if_none_is_within_the_limits_the_greatest_benefit_wins() -> None:
     trials = [trial(-1, 0.5, 0.0, 0.3), trial(0, 0.8, 0.2, 0.1), trial(1, 0.9, 0.8, 0.0)]
     assert best_balance(trials, BalanceRecipe(benign_refused=0.0, borderline_refused=0.0)).shift == 0
 

@@ -104,6 +104,7 @@ def fit_routers(
     *,
     l2: float = 1e-3,
     borderline_weight: float = 1.0,
+    sharpness: float = 1.0,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Fit the folded routers of the active adapter in place; the glad router gets the negated logit of the unwill one.
@@ -119,6 +120,8 @@ def fit_routers(
         rows: Training rows.
         l2: Ridge of the fit.
         borderline_weight: Weight of borderline rows relative to other benign ones.
+        sharpness: Factor of the fitted logits. Layers that hesitate leave an answer half-way between two responders,
+            where a base makes excuses of its own; above 1, each layer decides more firmly.
         progress: Called with (layers done, layers in all).
 
     Raises:
@@ -138,7 +141,7 @@ def fit_routers(
     set_shift(model, 0.0)
     handles = []
     for done, layer in enumerate(layers, 1):
-        handles.append(layer.register_forward_pre_hook(_fitting_hook(name, tokens, l2)))
+        handles.append(layer.register_forward_pre_hook(_fitting_hook(name, tokens, l2, sharpness)))
         if progress is not None:
             handles.append(layer.register_forward_hook(_counting_hook(progress, done, len(layers))))
     handles.append(layers[-1].register_forward_hook(_stop_hook))
@@ -211,7 +214,9 @@ def _fit_set(
     )
 
 
-def _fitting_hook(name: str, tokens: _FitSet, l2: float) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+def _fitting_hook(
+    name: str, tokens: _FitSet, l2: float, sharpness: float
+) -> Callable[[nn.Module, tuple[Any, ...]], None]:
     def hook(layer: nn.Module, args: tuple[Any, ...]) -> None:
         assert isinstance(layer, MoguLinear)
         x = args[0][tokens.row, tokens.column].float()
@@ -219,10 +224,10 @@ def _fitting_hook(name: str, tokens: _FitSet, l2: float) -> Callable[[nn.Module,
         unwill, glad = layer.mogu_unwill_router[name], layer.mogu_glad_router[name]
         assert isinstance(unwill, FoldedRouter)
         assert isinstance(glad, FoldedRouter)
-        unwill.weight.copy_(w)
-        unwill.bias.copy_(b)
-        glad.weight.copy_(-w)
-        glad.bias.copy_(-b)
+        unwill.weight.copy_(sharpness * w)
+        unwill.bias.copy_(sharpness * b)
+        glad.weight.copy_(-sharpness * w)
+        glad.bias.copy_(-sharpness * b)
         # Out of fold: what the layers above see is routed by probes that did not see the row.
         row_fold = torch.zeros(args[0].shape[0], dtype=torch.long, device=x.device)
         row_fold[tokens.row] = tokens.fold
@@ -232,7 +237,7 @@ def _fitting_hook(name: str, tokens: _FitSet, l2: float) -> Callable[[nn.Module,
             weight = tokens.weight * others
             w, b = fit_probe(x[others], tokens.y[others], weight[others] / weight.sum(), l2)
             mine = row_fold == fold
-            logits[mine] = args[0][mine].float() @ w + b
+            logits[mine] = sharpness * (args[0][mine].float() @ w + b)
         layer.override = (torch.sigmoid(logits), torch.sigmoid(-logits))
 
     return hook

@@ -258,6 +258,7 @@ class _Run:
                 self.train_rows,
                 l2=recipe.l2,
                 borderline_weight=recipe.borderline_weight,
+                sharpness=recipe.sharpness,
                 progress=self.progress.update,
             )
             self.progress.end(f"{len(mogu_layers(self.model))} layers")

@@ -54,6 +54,11 @@ class Balance:
     degenerate: float
     chosen: bool = False
 
+    @property
+    def benefit(self) -> float:
+        """Malicious prompts refused, less the mean over-refusal of both harmless kinds and the broken answers."""
+        return self.malicious_refused - (self.benign_refused + self.borderline_refused) / 2 - self.degenerate
+
 
 @dataclass(frozen=True)
 class Respondent:
@@ -117,8 +122,9 @@ def choose_shift(
 ) -> list[Balance]:
     """Try the recipe's shifts on validation rows, leave the best one set, and return all trials.
 
-    The best is the one that refuses most malicious prompts among those that stay within the recipe's limits for benign
-    and borderline ones; if none does, the one with the greatest difference between both kinds of refusal.
+    The best is the one with the greatest net benefit (share of malicious prompts refused, less the mean of the shares
+    of benign and borderline ones refused, less the share of broken answers) among those that stay within the recipe's
+    limits for benign and borderline prompts; if none does, among all.
 
     Args:
         ask: The routed model.
@@ -172,18 +178,12 @@ def _labels_by_head(
 
 
 def best_balance(trials: Sequence[Balance], recipe: BalanceRecipe) -> Balance:
-    """See :func:`choose_shift`. Of two that refuse as many malicious prompts, the one with less over-refusal wins."""
-
-    def cost(trial: Balance) -> float:
-        return (trial.benign_refused + trial.borderline_refused) / 2 + trial.degenerate
-
+    """See :func:`choose_shift`. Of two with equal benefit, the one nearer to the routers as trained wins."""
     # What the mildest trial refuses is mostly what the base refuses by itself; the limits come on top.
     benign = min(trial.benign_refused for trial in trials) + recipe.benign_refused
     borderline = min(trial.borderline_refused for trial in trials) + recipe.borderline_refused
     useful = [t for t in trials if t.benign_refused <= benign + 1e-9 and t.borderline_refused <= borderline + 1e-9]
-    if useful:
-        return min(useful, key=lambda t: (-t.malicious_refused, cost(t), abs(t.shift)))
-    return max(trials, key=lambda t: (t.malicious_refused - cost(t), t.malicious_refused))
+    return max(useful or trials, key=lambda t: (round(t.benefit, 9), -abs(t.shift)))
 
 
 def validation_groups(rows: Sequence[Row], count: int) -> dict[str, list[Row]]:
