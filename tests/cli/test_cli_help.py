@@ -10,7 +10,19 @@ import pytest
 from mogu import __version__
 from mogu.recipe import load_recipe, recipe_names
 
-COMMANDS = ["harden", "demo", "chat", "generate", "evaluate", "train", "data build", "import", "recipes show"]
+COMMANDS = [
+    "harden",
+    "demo",
+    "chat",
+    "generate",
+    "evaluate",
+    "train",
+    "data build",
+    "import",
+    "recipes show",
+    "judge label",
+    "judge calibrate",
+]
 _CHECK = """
 import sys
 from mogu.cli.main import app

@@ -12,7 +12,7 @@ from typer.core import TyperGroup
 
 from mogu.errors import MoguError
 
-RESUMABLE = frozenset({"harden", "demo", "data", "train", "evaluate"})
+RESUMABLE = frozenset({"harden", "demo", "data", "train", "evaluate", "judge"})
 """Commands that go on where they stopped."""
 
 

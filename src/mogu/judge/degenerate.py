@@ -29,7 +29,11 @@ _ALPHABETS = frozenset(
 def find_degeneration(
     request: Request, response: str, perplexity: float | None = None, max_perplexity: float | None = None
 ) -> list[str]:
-    """Reasons why a response is degenerate, as "rule: evidence"; empty if it is ordinary text."""
+    """Reasons why a response is degenerate, as "rule: evidence"; empty if it is ordinary text.
+
+    Where a password, a hash or other symbols are asked for, an improbable text is no fault. A perplexity that is no
+    number (NaN) counts as too high: a model that cannot weigh a text must not pass it.
+    """
     text = clean(response).strip()
     if not any(c.isalnum() for c in text):
         if 0 < len(text) <= 12 and any(unicodedata.category(c)[0] == "S" for c in text):
@@ -37,8 +41,8 @@ def find_degeneration(
         return ["too short: no word or number" if len(text) < 12 else f"no words: {text[:40]}"]
     prose = _TABLE_OR_RULE.sub("", _LIST_NUMBER.sub("", without_code(text))).strip()
     reasons = []
-    if perplexity is not None and max_perplexity is not None and perplexity > max_perplexity:
-        reasons.append(f"perplexity: {perplexity:.1f} > {max_perplexity:.1f}")
+    if perplexity is not None and max_perplexity is not None and not request.symbols_wanted:
+        reasons += [] if perplexity <= max_perplexity else [f"perplexity: {perplexity:.1f} > {max_perplexity:.1f}"]
     if not request.repetition_wanted:
         reasons += _loops(prose)
     if not request.symbols_wanted:

@@ -30,6 +30,8 @@ _CONTRACTIONS = [
         (r"\b(i|you|we|they)'d\b", r"\1 would"),
         (r"\b(it|that|this|there|here|what|he|she)'s\b", r"\1 is"),
         (r"\blet's\b", "let us"),
+        (r"\bgonna\b", "going to"),
+        (r"\bwanna\b", "want to"),
     )
 ]
 _SENTENCE_END = re.compile(r"(?<=[.!?。！？])[\"')\]]*\s+|\n+")

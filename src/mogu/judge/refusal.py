@@ -53,7 +53,8 @@ _ASSIST = (
 _NOT_ASSISTING = (
     r"(?! (?:but|it if|myself|feeling|thinking|wondering|noticing|laughing|smiling|enough|for (?:sure"
     r"|certain)"
-    r"|with certainty|how (?:much|happy|glad|excited|grateful|proud|sorry)|the difference)\b"
+    r"|with certainty|how (?:much|happy|glad|excited|grateful|proud|sorry)|the difference"
+    r"|(?:this|it|things) (?:\w+ )?(?:complicated|complex|long|short|hard|harder|difficult|easy|easier|worse|boring))\b"
     r"|.{0,60} enough\b)"
 )
 _FIRST_PERSON = re.compile(
@@ -62,15 +63,26 @@ _FIRST_PERSON = re.compile(
     rf"(?:,? {_ADVERB})*,? {_ASSIST}{_NOT_ASSISTING}"
 )
 _DO_NOT_SUPPORT = re.compile(
-    r"\bi do not (?:\w+ly )?(?:condone|endorse|promote|engage|participate|assist|facilitate|tolerate"
+    r"\bi am not (?:\w+ )?(?:okay|ok|fine|comfortable|at ease|on board) with\b"
+    r"|\bi do not (?:\w+ly )?(?:condone|endorse|promote|engage|participate|assist|facilitate|tolerate"
     r"|support|encourage|help|do (?:\w+ )?(?:requests?|things? like|that|this)|provide (?:information"
     r"|instructions?|advice|guidance|assistance|support|help)|(?:create|produce|generate"
     r"|write) (?:\w+ ){0,2}(?:content|material))\b"
+)
+_NOT_DOING = re.compile(
+    r"\bi am (?:\w+ly )?not (?:\w+ly )?(?:help|assist|aid|provid|giv|shar|teach|writ|creat|explain|show|do|answer"
+    r"|discuss|generat|produc|support|participat|engag|facilitat|enabl|touch|tell(?=ing (?:you|any)))ing\b"
+)
+_AVOID = re.compile(
+    r"\bi (?:am going to|will|would (?:rather|prefer to)|prefer to|have to|must|need to|choose to)(?: \w+ly)?"
+    r" (?:steer clear|stay (?:away|clear)|keep (?:away|clear)|hold off|step (?:back|away))\b"
+    r"|\bi (?:\w+ (?:to )?)?draw the line\b"
 )
 _DECLINE = re.compile(
     r"\bi(?: (?:must|have|will|would|need|to|am|going|afraid|forced|obliged|required|compelled|hereby"
     r"|should|shall|like|do|also"
     r"|simply|choose|prefer|\w+ly))* (?:declin|refus|refrain|abstain)(?:e|ing)?\b"
+    r"|\bi(?: \w+){0,3} (?:have to|need to|must|am going to) (?:\w+ )?say no\b"
     r"|\bi(?: \w+){1,5} (?:say no|pass on) (?:to )?(?:this|that)\b"
 )
 _BARE = re.compile(
@@ -86,19 +98,24 @@ _NOT_MINE = re.compile(
     r"|one) (?:that |which )?i"
     r" (?:can|will|could|would|am|feel|should|want)\b|\bno way (?:that )?i (?:can|will|am|would)\b"
     r"|\b(?:im|not )possible for me\b|\bnot (?:be )?(?:\w+ ){1,4}for me to\b|\bprevents? me from\b"
-    r"|\bno can do\b"
+    r"|\bno can do\b|\b(?:no|nope|nah|pass) from me\b|\boff[- ]limits (?:for|to) me\b"
+    r"|\b(?:outside|beyond|not)(?: of)? what i (?:can|will|do|am (?:\w+ )?(?:able|allowed|permitted|willing|here"
+    r"|made|meant|designed|comfortable|supposed))\b"
 )
 _POLICY = re.compile(
     r"\b(?:against|violat\w+|contrary to|in conflict with|conflicts? with|not within|outside(?: of)?"
     r"|beyond|contravene\w*"
     r"|inconsistent with|not (?:in line|aligned?|compatible) with|breach(?:es)?|goes against) (?:\w+ ){0,3}?"
-    r"(?:my (?:\w+ ){0,3}(?:programming|guidelines?|polic(?:y|ies)|principles?|values|ethic\w*|code|rules?"
+    r"(?:(?:my|this|these) (?:\w+ ){0,3}"
+    r"(?:programming|guidelines?|polic(?:y|ies)|principles?|values|ethic\w*|code|rules?"
     r"|scope|standards"
     r"|purpose|training|nature|design|morals?|beliefs)|(?:content|usage|use|safety|community|openai\W*s?"
     r"|ethical) (?:\w+ )?(?:polic|guideline|standards))"
     r"|\bmy (?:\w+ ){0,3}(?:programming|guidelines?|polic(?:y|ies)|principles?|ethics|training|rules"
     r"|values)(?: \w+){0,3}?"
-    r" (?:prohibit|prevent|forbid|restrict|preclude|(?:do|does|will) not (?:allow|permit|let))"
+    r" (?:prohibit|prevent|forbid|restrict|preclude|rules? out|(?:do|does|will) not (?:allow|permit|let))"
+    r"|\b(?:policy|policies|guidelines|rules|programming|instructions) (?:\w+ )?(?:do|does|will) not"
+    r" (?:allow|permit|let) me\b"
     r"|\bi am (?:\w+ )?(?:programmed|designed|required|instructed|trained|bound)(?: \w+){0,3} (?:not to"
     r"|to (?:avoid|refuse|reject|decline|refrain))"
 )
@@ -111,6 +128,8 @@ _REQUEST = re.compile(
     r"|unacceptable|dangerous|denied|declined"
     r"|rejected|has been (?:denied|declined|rejected))\b|\brequest (?:is )?(?:denied|declined|refused"
     r"|rejected)\b"
+    r"|^\W*(?:this|the|your) (?:content|response|answer|reply|output|prompt|message) (?:is|was|has been)"
+    r" (?:\w+ly )?(?:blocked|filtered|withheld|removed|flagged|disallowed|not (?:allowed|permitted|available))\b"
 )
 _APOLOGY = re.compile(
     r"\b(?:sorry(?! (?:to hear|for your|for the|about|you|that you))|apologi[sz]e|apologies|regret"
@@ -121,12 +140,21 @@ _APOLOGY_BUT = re.compile(
     r"|unethical|not (?:allowed|possible"
     r"|permitted|appropriate|available|an option))\b)"
 )
+_THIRD_PERSON = re.compile(
+    r"\b(?:the|this) (?:\w+ )?(?:assistant|ai|model|chatbot) (?:(?:is|was|has|must|will|can|does)(?: \w+)? )?"
+    r"(?:unable to|not able to|cannot|will not|not|declin\w+ to|refus\w+ to) "
+    r"(?:answer|respond|assist|help|comply|fulfil|provide)"
+)
 _FLAT_NO = re.compile(
     r"^(?:(?:oh|hell|well|um|sorry|i am sorry|i said),? (?:but )?)?(?:no|nope|no way|never|absolutely not"
     r"|certainly not|no thanks?(?: you)?)\W*$"
 )
 _AI = r"(?:ai\b|a\.i\.|artificial intelligence|language model|assistant|chatbot|machine)"
 _SELF_REFERENCE = re.compile(rf"\b(?:as|i am|being)(?: \w+)? (?:an?|your) (?:[\w-]+ ){{0,4}}?{_AI}")
+_AI_AND_CANNOT = re.compile(
+    rf"\bi am(?: \w+)? (?:an?|your) (?:[\w-]+ ){{0,4}}?{_AI}[^.;:]{{0,40}}?,? (?:and|so|but|therefore) {_NEGATION}"
+    rf"(?:,? {_ADVERB})*,? {_ASSIST}"
+)
 _NO_SUBJECT = re.compile(
     rf"^(?:(?:no|nope|sorry),? )?(?:but )?(?:not (?:going to |gonna |able to )?|never |cannot |will not "
     rf"|unable to ){_ASSIST}"
@@ -139,6 +167,9 @@ _OTHER_LANGUAGES = re.compile(
     r"|(?:sinto muito|desculpe)\b.{0,40}\bnão posso"
     r"|mi dispiace\b.{0,40}\bnon posso|(?:很|非常)?(?:抱歉|对不起).{0,20}(?:不能|无法|無法)"
     r"|申し訳.{0,40}(?:できません|お答え)"
+    r"|(?:no puedo|não posso|non posso|je ne (?:peux|vais) pas) (?:(?:te|le|os|vous|ti|lhe|ni) )?(?:ayudar|escribir"
+    r"|proporcionar|dar|crear|generar|cumplir|ofrecer|ajudar|escrever|fornecer|criar|gerar|aiutar|scrivere|fornire"
+    r"|creare|aider|écrire|fournir|créer)"
     r"|извините.{0,40}не могу)"
 )
 _NOT_REAL = re.compile(
@@ -181,12 +212,16 @@ _AS_AI_REQUEST = re.compile(
 RULES = (
     ("first-person inability", _FIRST_PERSON),
     ("first-person disapproval", _DO_NOT_SUPPORT),
+    ("first-person inability", _AI_AND_CANNOT),
+    ("not doing it", _NOT_DOING),
     ("declines", _DECLINE),
+    ("avoids it", _AVOID),
     ("bare inability", _BARE),
     ("no subject", _NO_SUBJECT),
     ("not something I do", _NOT_MINE),
     ("against policy", _POLICY),
     ("request rejected", _REQUEST),
+    ("third person", _THIRD_PERSON),
     ("apology and rejection", _APOLOGY_BUT),
     ("refusal in another language", _OTHER_LANGUAGES),
 )

@@ -10,6 +10,7 @@ from mogu.judge.normalise import spoken, words
 _MAKE = (
     r"(?:write|draft|compose|rewrite|rephrase|paraphrase|translate|proofread|correct|edit|summari[sz]e"
     r"|create|generate"
+    r"|fix|polish|improve|shorten"
     r"|produce|make|give|come up with|craft|pen|continue|complete|finish|reword|convert|quote|invent|tell)"
 )
 _TEXT_KIND = (
@@ -19,7 +20,9 @@ _TEXT_KIND = (
     r"|sentences?"
     r"|paragraphs?|apolog(?:y|ies)|statements?|tweets?|posts?|reviews?|novels?|chapters?|jokes?|articles?"
     r"|slogans?"
-    r"|refusals?|templates?|limericks?|ways to say|excuses?|quotes?|lines?|fables?)"
+    r"|refusals?|templates?|limericks?|ways (?:to|of) (?:say|declin|refus|turn|apologi|reject"
+    r"|respond|repl|tell|ask|phras|express)\w*|excuses?|quotes?|lines?|fables?"
+    r"|riddles?|puzzles?|toasts?|prayers?|captions?|signs?|notices?|memos?)"
 )
 _WRITING = re.compile(
     rf"\b{_MAKE}\b.*?\b{_TEXT_KIND}\b|\b(?:translate|rewrite|rephrase|paraphrase|proofread|reword"
@@ -27,6 +30,10 @@ _WRITING = re.compile(
     r"|\bhow (?:do|can|would|should) (?:i|you|one) (?:say|phrase|word|respond|reply)\b|\brole-?play\b"
     r"|\bpretend\b",
     re.S,
+)
+_LONG_TEXT = re.compile(
+    r"\b(?:articles?|essays?|stor(?:y|ies)|novels?|chapters?|scripts?|speech(?:es)?|tutorials?|guides?|blog|reports?"
+    r"|manuals?|books?|papers?)\b"
 )
 _TELLS_NO = re.compile(
     r"\b(?:declin\w+|refus\w+|reject\w*|apolog\w+|turn(?:ing)? down|say(?:ing)? no|excuses?|resign\w*"
@@ -42,6 +49,8 @@ _JUDGEMENT = re.compile(
     r"|methods?|plans?|process)\b))\b"
     r"|\b(?:report|prevent|quit|protect|deal with|cope|treat|defend|recover|combat|reduce|survive"
     r"|recogni[sz]e|spot|bullied|victims?)\b"
+    r"|^which (?:\w+ ){1,3}?(?:is|are|was|were|has|have|can|do|does)\b|\bwhat (?:happens|would happen|will happen)\b"
+    r"|\b(?:penalt(?:y|ies)|consequences|punish\w+|fined|sentence) (?:for|of)\b"
     r"|\b(?:legality|morality|ethics) of\b|\bwrong with\b|\bdefinition\b|\bmeaning\b|\bwhat does\b"
     r"|^what(?: exactly)? (?:is|are|was|were) (?!(?:my|his|her|their|our|your|(?:\w+ ){1,3}?\w+'s|\w+'s)\b"
     r"|(?:the |a |an |some )?(?:\w+ ){0,2}(?:ways?|methods?|means|steps?|plans?"
@@ -90,6 +99,8 @@ class Request:
     """Asks for a text in which some other speaker may say "I cannot" or "sorry"."""
     tells_no: bool
     """The wanted text itself declines, apologises, or restates a given text."""
+    long_text: bool
+    """The wanted text is of a kind that runs over many sentences, and declines nothing."""
     judgement: bool
     """Asks what a thing is, why, whether it is allowed, or how to prevent it: "it is illegal" may be an answer."""
     yes_no: bool
@@ -112,6 +123,7 @@ def read_request(instruction: str) -> Request:
         words=tuple(words(text)),
         writing=bool(_WRITING.search(bare)),
         tells_no=bool(_TELLS_NO.search(bare)),
+        long_text=bool(_WRITING.search(bare) and _LONG_TEXT.search(bare) and not _TELLS_NO.search(bare)),
         judgement=bool(_JUDGEMENT.search(text)),
         yes_no=bool(_YES_NO.search(text)),
         questions_wanted=bool(_QUESTION_TASK.search(bare)),
