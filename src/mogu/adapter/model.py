@@ -123,6 +123,13 @@ def set_shift(model: nn.Module, shift: float) -> None:
         layer.mogu_shift[name] = float(shift)
 
 
+def fix_weights(model: nn.Module, unwill: float, glad: float) -> None:
+    """Let both responders answer with constant weights, in every layer and at every token, instead of the routers'."""
+    for _, layer in mogu_layers(model):
+        weights = torch.tensor([unwill, glad], device=next(layer.parameters()).device)
+        layer.override = (weights[0], weights[1])
+
+
 def fold_routers(model: nn.Module) -> None:
     """Replace factored routers of the active adapter by the logistic probes that they are, and drop the factors."""
     config, name = active_config(model), str(model.active_adapter)
