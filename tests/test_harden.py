@@ -14,6 +14,8 @@ import small
 
 import mogu.harden as module
 from mogu.errors import DataError, ModelError
+from mogu.evaluate.ask import ANSWERS_FILE
+from mogu.evaluate.run import read_responses
 from mogu.harden import fast_recipe, harden, held_out
 from mogu.recipe import Recipe, load_recipe, recipe_names
 from mogu.respond import respond
@@ -78,8 +80,8 @@ def test_the_summary_holds_both_systems_on_every_kind(whole: tuple[Path, dict[st
     _, summary = whole
     assert [suite["kind"] for suite in summary["suites"]] == ["malicious", "benign", "borderline"]
     for suite, n in zip(summary["suites"], (3, 3, 2), strict=True):
-        assert {who: system["n"] for who, system in suite["systems"].items()} == {"base": n, "mogu": n}
-        assert set(suite["mcnemar"]) == {"refusal", "complied", "degenerate"}
+        assert {who: system["n"] for who, system in suite["systems"].items()} == {"none": n, "mogu": n}
+        assert set(suite["mcnemar"]["mogu"]) == {"refusal", "complied", "degenerate"}
     assert summary["settings"]["layers"] == summary["routers"]["layers"] == [0, 1, 2]
     assert summary["settings"]["new_tokens"] == RECIPE.evaluation.new_tokens
     assert set(summary["selection"]) == {"glad", "unwill", "balance"}
@@ -89,23 +91,23 @@ def test_the_summary_holds_both_systems_on_every_kind(whole: tuple[Path, dict[st
 
 def test_base_and_mogu_answer_the_same_held_out_prompts(whole: tuple[Path, dict[str, Any]]) -> None:
     out, _ = whole
+    rows = read_responses(out / "evaluation")
     for kind, group in held_out(small.rows(), 3).items():
-        for system in ("base", "mogu"):
-            lines = (out / "evaluation" / system / kind / "responses.jsonl").read_text().splitlines()
-            assert {json.loads(line)["instruction"] for line in lines} == {row.instruction for row in group}
+        for system in ("none", "mogu"):
+            asked = [row["instruction"] for row in rows if (row["kind"], row["defense"]) == (kind, system)]
+            assert sorted(asked) == sorted(row.instruction for row in group)
 
 
 def test_the_base_answers_as_without_an_adapter(whole: tuple[Path, dict[str, Any]]) -> None:
     out, _ = whole
-    lines = (out / "evaluation" / "base" / "malicious" / "responses.jsonl").read_text().splitlines()
-    rows = [json.loads(line) for line in lines]
+    rows = [row for row in read_responses(out / "evaluation") if (row["kind"], row["defense"]) == ("malicious", "none")]
     texts = [row["instruction"] for row in rows]
     answers = respond(small.base(), small.tokenizer(), texts, max_new_tokens=RECIPE.evaluation.new_tokens)
     assert [row["response"] for row in rows] == answers
 
 
 @pytest.mark.parametrize(
-    ("step", "after"), [("data", 2), ("glad", 1), ("routers", 1), ("evaluate base", 4), ("evaluate mogu", 2)]
+    ("step", "after"), [("data", 2), ("glad", 1), ("routers", 1), ("evaluate base", 2), ("evaluate mogu", 1)]
 )
 def test_an_interrupted_run_ends_in_the_same_summary(
     tmp_path: Path, sources: dict[str, str], whole: tuple[Path, dict[str, Any]], step: str, after: int
@@ -122,18 +124,19 @@ def test_an_interrupted_run_ends_in_the_same_summary(
 
 def test_a_changed_recipe_does_again_only_what_depends_on_it(tmp_path: Path, sources: dict[str, str]) -> None:
     run(sources, tmp_path)
-    base_before = (tmp_path / "evaluation" / "base" / "benign" / "summary.json").stat().st_mtime_ns
-    mogu_before = (tmp_path / "evaluation" / "mogu" / "benign" / "summary.json").stat().st_mtime_ns
+    work = tmp_path / "evaluation" / "work"
+    before = {system: (work / system / "held-out benign" / ANSWERS_FILE).read_bytes() for system in ("none", "mogu")}
     recipe = dataclasses.replace(RECIPE, balance=dataclasses.replace(RECIPE.balance, shifts=(4.0,)))
     assert run(sources, tmp_path, recipe)["settings"]["shift"] == 4.0
-    assert (tmp_path / "evaluation" / "base" / "benign" / "summary.json").stat().st_mtime_ns == base_before
-    assert (tmp_path / "evaluation" / "mogu" / "benign" / "summary.json").stat().st_mtime_ns != mogu_before
+    after = {system: (work / system / "held-out benign" / ANSWERS_FILE).read_bytes() for system in ("none", "mogu")}
+    assert before["none"] == after["none"]
+    assert before["mogu"].split(b"\n")[0] != after["mogu"].split(b"\n")[0]
     for values in ({"prompts": 2}, {"prompts": 2, "new_tokens": 3}):
         recipe = dataclasses.replace(recipe, evaluation=dataclasses.replace(recipe.evaluation, **values))
         progress = small.Interrupts()
         summary = run(sources, tmp_path, recipe, progress=progress)
         assert progress.began == ["model", "data", "evaluate base", "evaluate mogu"]
-        assert summary["suites"][0]["systems"]["base"]["n"] == 2
+        assert summary["suites"][0]["systems"]["none"]["n"] == 2
         assert summary["settings"]["new_tokens"] == recipe.evaluation.new_tokens
 
 
@@ -203,7 +206,7 @@ def test_the_embedded_model_can_be_hardened(tmp_path: Path) -> None:
     summary = harden("smollm2", recipe=fast_recipe(load_recipe("quickstart")), out=tmp_path, device="cpu")
     assert [suite["systems"]["mogu"]["n"] for suite in summary["suites"]] == [3, 3, 3]
     assert summary["settings"]["layers"][-1] <= 29
-    base = summary["suites"][1]["systems"]["base"]
+    base = summary["suites"][1]["systems"]["none"]
     assert base["counts"]["complied"] + base["counts"]["unclear"] >= 2
     assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
     assert "MoGU on smollm2" in (tmp_path / "report.html").read_text(encoding="utf-8")

@@ -6,34 +6,27 @@ import dataclasses
 import json
 import os
 import platform
-import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-from mogu.adapter.model import active_config, mogu_layers, plain_base
-from mogu.adapter.store import digest
+from mogu.adapter.model import active_config, mogu_layers
 from mogu.data.build import build, choose_instructions
 from mogu.data.rows import Instruction, write_text
-from mogu.evaluate.metrics import mcnemar
+from mogu.defend import Target, create
 from mogu.evaluate.report import write_report
-from mogu.evaluate.run import evaluate_suite, read_responses, router_statistics
+from mogu.evaluate.run import WORK, Options, evaluate, stored_batch_size
+from mogu.evaluate.suites import Prompts, Suite
 from mogu.models import load_base
 from mogu.progress import Progress
 from mogu.recipe import Recipe
 from mogu.respond import good_batch_size
-from mogu.train.run import Trained, train
+from mogu.train.run import train
 from mogu.versions import versions
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-EXAMPLES = 6
-"""Example answers of each kind in the report."""
 
 
 def fast_recipe(recipe: Recipe) -> Recipe:
@@ -110,17 +103,19 @@ def harden(
         )
         said.append(f"{len(rows)} rows")
     trained = train(base, tokenizer, rows, recipe, out, model_name=model, batch_size=batch_size, progress=timed)
-    prompts = held_out(rows, recipe.evaluation.prompts)
-    loaded = {"model": model, "dtype": str(base.dtype).removeprefix("torch."), "quantize": quantize}
-    _evaluate(trained, tokenizer, prompts, recipe, loaded, batch_size, out / "evaluation", timed)
-    suites = [_suite(out / "evaluation", kind) for kind in prompts]
-    routers = router_statistics(
-        trained.model,
-        tokenizer,
-        {kind: [one.instruction for one in group] for kind, group in prompts.items()},
-        batch_size=batch_size,
+    adapter = active_config(trained.model)
+    layers = [index for index, _ in mogu_layers(trained.model)]
+    target = Target(
+        model=trained.model.unload(),
+        tokenizer=tokenizer,
+        name=model,
+        workspace=out / "evaluation" / WORK / "learnt",
         template=recipe.template,
+        adapter=trained.adapter,
+        batch_size=stored_batch_size(out / "evaluation") or batch_size,
     )
+    loaded = {"model": model, "dtype": str(base.dtype).removeprefix("torch."), "quantize": quantize}
+    found = _evaluate(target, held_out(rows, recipe.evaluation.prompts), recipe, loaded, out / "evaluation", timed)
     summary = {
         "title": f"MoGU on {model}",
         "model": model,
@@ -131,16 +126,13 @@ def harden(
         "versions": versions(),
         "settings": {
             "routed_tokens": recipe.adapter.routed_tokens,
-            "shift": active_config(trained.model).shift,
-            "layers": [index for index, _ in mogu_layers(trained.model)],
-            "new_tokens": recipe.evaluation.new_tokens,
-            "decoding": "greedy",
+            "shift": adapter.shift,
+            "layers": layers,
+            **{key: found["settings"][key] for key in ("new_tokens", "decoding")},
         },
         "seconds": timed.seconds,
-        "suites": suites,
-        "routers": routers,
         "selection": trained.selection,
-        "examples": _examples(out / "evaluation", list(prompts)),
+        **{key: found[key] for key in ("defenses", "suites", "flips", "examples", "cost", "routers")},
     }
     write_text(out / "summary.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
     write_report(summary, out / "report.html")
@@ -148,33 +140,21 @@ def harden(
 
 
 def _evaluate(
-    trained: Trained,
-    tokenizer: PreTrainedTokenizerBase,
+    target: Target,
     prompts: dict[str, list[Instruction]],
     recipe: Recipe,
     loaded: dict[str, Any],
-    batch_size: int,
     out: Path,
-    timed: _Timed,
-) -> None:
-    """Held-out prompts to the base and to MoGU, each system and kind in a folder of its own."""
-    for system in ("base", "mogu"):
-        settings = loaded if system == "base" else {**loaded, "adapter": digest(trained.adapter)}
-        with timed.step(f"evaluate {system}", f"evaluation: {system} answers held-out prompts") as said:
-            for kind, group in prompts.items():
-                with plain_base(trained.model) if system == "base" else nullcontext():
-                    evaluate_suite(
-                        trained.model,
-                        tokenizer,
-                        [{"id": one.id, "instruction": one.instruction, "category": one.category} for one in group],
-                        max_new_tokens=recipe.evaluation.new_tokens,
-                        batch_size=batch_size,
-                        template=recipe.template,
-                        out=_fresh(out / system / kind, settings, recipe, len(group)),
-                        settings=settings,
-                        progress=timed,
-                    )
-            said.append(f"{sum(map(len, prompts.values()))} answers")
+    progress: Progress,
+) -> dict[str, Any]:
+    """Held-out prompts to the base and to MoGU; what is there of another adapter or recipe is done again."""
+    suites = []
+    for kind, group in prompts.items():
+        rows = [{"id": one.id, "instruction": one.instruction, "category": one.category} for one in group]
+        suites.append(Prompts(Suite(f"held-out {kind}", kind), rows))
+    pipelines = [create("none", target), create("mogu", target)]
+    options = Options(recipe.evaluation.new_tokens, measures=False, fresh=True)
+    return evaluate(pipelines, suites, out, settings=loaded, options=options, progress=progress)
 
 
 def held_out(rows: Sequence[Instruction], count: int) -> dict[str, list[Instruction]]:
@@ -217,52 +197,6 @@ class _Timed(Progress):
         self.begin(name, text)
         yield said
         self.end(", ".join(said))
-
-
-def _fresh(folder: Path, settings: dict[str, Any], recipe: Recipe, count: int) -> Path:
-    """``folder``, emptied of the evaluation of another adapter, or under another recipe."""
-    wanted = {**settings, "new_tokens": recipe.evaluation.new_tokens, "template": recipe.template}
-    try:
-        before = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-        same = before["n"] == count and all(before["settings"].get(key) == value for key, value in wanted.items())
-    except (OSError, ValueError, KeyError):
-        return folder
-    if not same:
-        shutil.rmtree(folder)
-    return folder
-
-
-def _suite(folder: Path, kind: str) -> dict[str, Any]:
-    labels, systems = {}, {}
-    for system in ("base", "mogu"):
-        summary = json.loads((folder / system / kind / "summary.json").read_text(encoding="utf-8"))
-        systems[system] = {key: summary[key] for key in ("n", "counts", "rates")}
-        labels[system] = [row["label"] for row in read_responses(folder / system / kind)]
-    return {
-        "name": f"held-out {kind}",
-        "kind": kind,
-        "systems": systems,
-        "mcnemar": {
-            label: mcnemar(labels["base"], labels["mogu"], label) for label in ("refusal", "complied", "degenerate")
-        },
-    }
-
-
-def _examples(folder: Path, kinds: Sequence[str]) -> list[dict[str, Any]]:
-    """The first answers of each kind, base and MoGU side by side."""
-    examples = []
-    for kind in kinds:
-        pairs = zip(read_responses(folder / "base" / kind), read_responses(folder / "mogu" / kind), strict=True)
-        for before, after in list(pairs)[:EXAMPLES]:
-            examples.append(
-                {
-                    "kind": kind,
-                    "instruction": before["instruction"],
-                    "base": {"response": before["response"], "label": before["label"]},
-                    "mogu": {"response": after["response"], "label": after["label"]},
-                }
-            )
-    return examples
 
 
 def _machine() -> str:

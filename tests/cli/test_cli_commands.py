@@ -70,8 +70,8 @@ def test_evaluate_takes_several_suites_a_limit_and_a_base_alone(
         ["mine", "2", "base"],
         ["other", "2", "base"],
     ]
-    for name in ("mine", "other"):
-        assert len((out / name / "responses.jsonl").read_text().splitlines()) == 2
+    rows = [json.loads(line) for line in (out / "responses.jsonl").read_text().splitlines()]
+    assert [row["suite"] for row in rows] == ["mine", "mine", "other", "other"]
 
 
 def test_evaluate_again_reads_what_is_there_and_refuses_another_adapter(

@@ -7,10 +7,22 @@ import math
 from fractions import Fraction
 from itertools import product
 
+import numpy as np
 import pytest
 
 from mogu.errors import DataError
-from mogu.evaluate.metrics import Interval, auroc, five_numbers, mcnemar, rates, wilson
+from mogu.evaluate.metrics import (
+    Interval,
+    auroc,
+    calibration_error,
+    discordant,
+    five_numbers,
+    histogram,
+    mcnemar,
+    pareto_front,
+    rates,
+    wilson,
+)
 
 Z = 1.959964
 
@@ -142,3 +154,64 @@ def test_five_numbers_interpolate_between_values() -> None:
     assert five_numbers([7]) == [7.0] * 5
     with pytest.raises(ValueError, match="at least one"):
         five_numbers([])
+
+
+# several answers to one prompt, calibration, front
+
+
+def clustered_rows(shares: list[float], seeds: int = 4) -> tuple[list[dict[str, str]], list[int]]:
+    """Rows of every prompt, a share of them refusals."""
+    rows, prompts = [], []
+    for prompt, share in enumerate(shares):
+        for seed in range(seeds):
+            label = "refusal" if seed < share * seeds else "complied"
+            rows.append({"label": label, "response": "I cannot." if label == "refusal" else "Sure."})
+            prompts.append(prompt)
+    return rows, prompts
+
+
+def test_answers_to_one_prompt_are_one_case() -> None:
+    rows, prompts = clustered_rows([1.0, 0.5, 0.0, 0.25, 0.0, 1.0, 0.75, 0.0])
+    found = rates(rows, prompts)
+    assert (found["n"], found["answers"], found["counts"]["refusal"]) == (8, 32, 14)
+    refused = found["rates"]["refusal"]
+    assert refused["rate"] == pytest.approx(14 / 32)
+    # the bootstrap over prompts, drawn afresh
+    draw = np.random.default_rng(5)
+    shares = np.array([1.0, 0.5, 0.0, 0.25, 0.0, 1.0, 0.75, 0.0])
+    means = [draw.choice(shares, 8).mean() for _ in range(20000)]
+    assert (refused["low"], refused["high"]) == pytest.approx(np.quantile(means, (0.025, 0.975)), abs=0.03)
+    alone = wilson(14, 32)
+    assert refused["high"] - refused["low"] > alone.high - alone.low
+
+
+def test_where_all_prompts_agree_there_is_still_an_interval() -> None:
+    rows, prompts = clustered_rows([1.0] * 6)
+    refused = rates(rows, prompts)["rates"]["refusal"]
+    assert refused == {"rate": 1.0, "low": wilson(6, 6).low, "high": 1.0}
+
+
+def test_one_answer_each_is_the_plain_case() -> None:
+    rows, _ = clustered_rows([1.0, 0.0, 1.0], seeds=1)
+    assert rates(rows, [0, 1, 2]) == rates(rows)
+
+
+def test_discordant_pairs_are_counted_in_both_directions() -> None:
+    base, other = ["a", "a", "b", "a", "b"], ["a", "b", "a", "b", "b"]
+    assert discordant(base, other, "a") == (2, 1)
+    assert mcnemar(base, other, "a") == 1.0
+
+
+def test_calibration_error_by_hand() -> None:
+    # bins 0.1-0.2: mean 0.15, half true; 0.9-1.0: mean 1.0, all true
+    assert calibration_error([0.1, 0.2 - 1e-9, 1.0, 1.0], [True, False, True, True]) == pytest.approx(0.5 * 0.35)
+    assert calibration_error([], []) is None
+
+
+def test_histogram_has_its_last_value_inside() -> None:
+    assert histogram([0.0, 0.05, 0.1, 0.99, 1.0]) == [2, 1, 0, 0, 0, 0, 0, 0, 0, 2]
+
+
+def test_the_front_is_what_nobody_beats() -> None:
+    points = {"base": (0.0, 0.9), "a": (0.1, 0.2), "b": (0.1, 0.3), "c": (0.3, 0.1), "d": (0.3, 0.1), "e": (0.5, 0.2)}
+    assert pareto_front(points) == ["base", "a", "c", "d"]

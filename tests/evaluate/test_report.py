@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 from fake import summary
 
-from mogu.evaluate.report import markdown_table, render, text_table, write_report
+from mogu.evaluate.report import markdown_report, markdown_table, render, text_table, write_report
+from mogu.evaluate.summary import shown
+from mogu.evaluate.tables import cost, flips, overview, pooled, usability
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
 
@@ -58,8 +60,10 @@ def many() -> dict[str, Any]:
         del suite["mcnemar"]
         suite["systems"] |= {f"self-reminder number {i}": suite["systems"]["mogu"] for i in range(8)}
     found["suites"] += [{**copy.deepcopy(suite), "name": f"second {suite['name']}"} for suite in found["suites"]]
-    found["suites"][0]["mcnemar"] = {"mogu": {"refusal": 0.5}}
-    found["suites"][0]["systems"]["base"]["rates"]["refusal"] = {"rate": None, "low": 0.0, "high": 1.0}
+    found["suites"][0]["mcnemar"] = {
+        name: summary()["suites"][0]["mcnemar"]["mogu"] for name in ("mogu", "self-reminder number 1")
+    }
+    found["suites"][0]["systems"]["none"]["rates"]["refusal"] = {"rate": None, "low": 0.0, "high": 1.0}
     found["routers"]["auroc"]["benign"][3] = None
     found["selection"] = {"glad": found["selection"]["glad"][:1], "balance": found["selection"]["balance"][:1]}
     return found
@@ -68,13 +72,29 @@ def many() -> dict[str, Any]:
 PAGES = {
     "whole": summary(),
     "many": many(),
-    "bare": without("routers", "selection", "examples", "seconds", "settings", "versions", "machine"),
+    "bare": without(
+        *(
+            "routers",
+            "selection",
+            "examples",
+            "seconds",
+            "settings",
+            "versions",
+            "machine",
+            "usability",
+            "cost",
+            "flips",
+        )
+    ),
     "one system": {
         **summary(),
-        "suites": [{**s, "systems": {"mine": s["systems"]["mogu"]}, "mcnemar": {}} for s in summary()["suites"]],
+        "suites": [
+            {**s, "systems": {"mine": s["systems"]["mogu"]}, "mcnemar": {}, "categories": {}}
+            for s in summary()["suites"]
+        ],
     },
     "one kind": {**summary(), "suites": summary()["suites"][1:2]},
-    "nothing": {**without("routers", "selection", "examples"), "suites": []},
+    "nothing": {**without("routers", "selection", "examples", "usability", "cost", "flips"), "suites": []},
 }
 
 
@@ -133,9 +153,12 @@ def test_every_number_of_every_suite_and_system_is_there() -> None:
                 f"{100 * system['rates'][key]['high']:.0f}"
                 for key in ("refusal", "complied", "degenerate", "unclear", "keyword_asr")
             ]
-            assert name + "".join(cells) in text
-    assert "McNemar, refused: p\u00a0<\u00a00.001" in text
-    assert "McNemar, refused: p\u00a0=\u00a00.062" in text
+            assert shown(name) + "".join(cells) in text
+    assert "94%85–98" in text
+    assert "<\u00a00.0011 / 9" in text
+    assert "0.0621 / 9" in text
+    assert "p: complied" in text
+    assert "p: refused" in text
 
 
 def test_plots_name_their_axes_and_what_was_chosen() -> None:
@@ -157,6 +180,9 @@ def test_settings_and_versions_stand_at_the_foot() -> None:
         ("routers", "What the routers do"),
         ("selection", "What was chosen"),
         ("examples", "Example answers"),
+        ("usability", "Usability on benign prompts"),
+        ("cost", "forward passes"),
+        ("flips", "Flips"),
         ("seconds", "Time"),
     ],
 )
@@ -174,25 +200,30 @@ def test_harmful_answers_are_folded_with_a_warning() -> None:
     assert all("open" not in attributes for attributes in page.find("details"))
 
 
+@pytest.mark.parametrize("kind", ["malicious", "jailbreak", "unknown"])
 @pytest.mark.parametrize("label", ["complied", "unclear", "degenerate"])
-def test_only_refusals_of_malicious_instructions_are_open(label: str) -> None:
+def test_only_refusals_of_malicious_instructions_are_open(label: str, kind: str) -> None:
     found = summary()
-    found["examples"] = [{"kind": "malicious", "instruction": "?", "mine": {"response": "SOME-TEXT", "label": label}}]
+    answers = {"mine": {"response": "SOME-TEXT", "label": label}}
+    found["examples"] = [{"kind": kind, "instruction": "?", "answers": answers}]
     assert "SOME-TEXT" in Page(render(found)).folded
 
 
 EVIL = "</title></style><script>alert('x')</script>\" onload=\"y & \x00\ud800"
 
 
+KEPT = ("malicious", "benign", "borderline", "mogu", "complied", "refusal")
+
+
 def evil(value: Any) -> Any:
     """Every text of a summary, keys that are names included, with markup in it."""
     if isinstance(value, dict):
         return {
-            key + EVIL if key in ("base", "mogu", "torch", "decoding") else key: evil(v) for key, v in value.items()
+            key + EVIL if key in ("mogu", "torch", "decoding", "home") else key: evil(v) for key, v in value.items()
         }
     if isinstance(value, list):
         return [evil(v) for v in value]
-    return value + EVIL if isinstance(value, str) and value not in ("malicious", "benign", "borderline") else value
+    return value + EVIL if isinstance(value, str) and value not in KEPT else value
 
 
 def test_text_never_becomes_markup(tmp_path: Path) -> None:
@@ -236,3 +267,116 @@ def test_markdown_table_is_a_table_with_escaped_cells() -> None:
     assert rule == "| --- | ---: | --- | ---: | ---: | ---: | ---: |"
     assert first == r"| a\|b c &lt;i&gt; | 64 | base | 5% (2–13) | 94% (85–98) | 0% (0–6) | 2% (0–8) |"
     assert len(lines) == 2 + 6
+
+
+# several defences
+
+
+def rivals() -> dict[str, Any]:
+    """Two defences beside the base: one safer, one more useful."""
+    found = summary()
+    for suite in found["suites"]:
+        weak = {"malicious": "none", "benign": "none", "borderline": "none"}[suite["kind"]]
+        suite["systems"]["meek"] = suite["systems"][weak]
+        suite["mcnemar"]["meek"] = suite["mcnemar"]["mogu"]
+    found["cost"]["meek"] = {"answers": 190, "tokens": 45.0, "forwards": 2.1, "tokens_forwarded": 150.0}
+    found["usability"]["meek"] = {
+        **found["usability"]["mogu"],
+        "rouge_l": 0.93,
+        "kl": {"undefined": "meek decodes in its own way"},
+    }
+    return found
+
+
+def test_the_overview_marks_the_best_defence_of_each_column() -> None:
+    table = overview(rivals())
+    assert [row[0].text for row in table.rows] == ["base", "mogu", "meek"]
+    best = {name: [row[0].text for row in table.rows if row[i].best] for i, name in enumerate(table.header)}
+    assert best["malicious complied"] == ["mogu"]
+    assert best["borderline refused"] == best["benign refused"] == best["degenerate"] == ["meek"]
+    assert best["ROUGE-L to base"] == ["meek"]
+    assert best["tokens forwarded per answer"] == ["meek"]
+    assert best["KL from base"] == []  # nothing to compare with
+    assert "jailbreak complied" not in table.header
+    text = Page(render(rivals())).text
+    assert "★\u00a03%" in text
+
+
+def test_one_defence_has_no_rivals_and_no_marks() -> None:
+    assert not any(cell.best for row in overview(summary()).rows for cell in row)
+
+
+def test_the_front_is_named_and_drawn() -> None:
+    source = render(rivals())
+    assert "Pareto front: base, meek, mogu" in Page(source).text
+    assert source.count('class="front"') == 2  # benign and borderline
+
+
+def test_why_there_is_no_divergence_is_said() -> None:
+    assert "No KL for meek: meek decodes in its own way." in Page(render(rivals())).text
+
+
+def test_categories_are_shaded_by_what_is_bad() -> None:
+    found = summary()
+    found["suites"][0]["categories"]["home"]["mogu"] = {"n": 8, "refusal": 8, "complied": 0}
+    page = Page(render(found))
+    shades = [
+        attributes["class"] for attributes in page.find("td") if (attributes.get("class") or "").startswith("heat")
+    ]
+    assert shades.count("heat-0") == 1
+    assert "malicious: complied" in page.text
+    assert "alpaca: refused" in page.text
+
+
+def test_flips_show_their_examples_folded() -> None:
+    page = Page(render(summary()))
+    assert "base complied, mogu refused" in page.text
+    assert "57 of 64" in page.text
+    assert page.text.count("FLIPPED-TEXT") == page.folded.count("FLIPPED-TEXT") == 1
+
+
+def test_a_prefilled_or_wrapped_prompt_is_shown_as_asked() -> None:
+    found = summary()
+    found["examples"][0] |= {"kind": "jailbreak", "prefill": "Sure, here", "asked": "You are a pirate."}
+    page = Page(render(found))
+    assert "The answer was begun with: Sure, here" in page.text
+    assert "You are a pirate." in page.folded
+
+
+def test_pooling_counts_answers_of_several_seeds_once() -> None:
+    found = summary()
+    system = found["suites"][0]["systems"]["mogu"]
+    system |= {"answers": 3 * 64, "counts": {label: 3 * n for label, n in system["counts"].items()}}
+    assert pooled(found, "mogu", "malicious", "complied") == pooled(summary(), "mogu", "malicious", "complied")
+
+
+def test_answers_that_only_their_perplexity_condemns_are_counted() -> None:
+    found = summary()
+    found["suites"][0]["systems"]["mogu"]["degenerate_by_perplexity"] = 4
+    assert "4 answers are called degenerate for their perplexity" in Page(render(found)).text
+    assert "for their perplexity" not in Page(render(summary())).text
+
+
+def test_settings_name_defences_and_suites_with_their_hashes() -> None:
+    found = summary()
+    found |= {"inputs": "abc123", "defenses": {"none": {}, "mogu": {"adapter": "d1g3st"}}}
+    found["suites"][0] |= {"n": 64, "sha256": "5a5a", "excluded": {"exact": 3, "near": 2}, "citation": "Somebody 2024"}
+    found["suites"][1] |= {"n": 64, "sha256": "6b6b"}
+    found["suites"][2] |= {"n": 48, "sha256": "7c7c"}
+    text = Page(render(found)).text
+    for part in ("abc123", "d1g3st", "hash 5a5a", "3 exact, 2 near", "Somebody 2024"):
+        assert part in text
+
+
+def test_the_markdown_report_has_the_same_tables() -> None:
+    found = rivals()
+    text = markdown_report(found)
+    for table in (overview(found), usability(found), cost(found), flips(found)):
+        assert table is not None
+        assert f"## {table.title}" in text
+        for row in table.rows:
+            assert all(cell.text in text for cell in row)
+    assert "★ 3% (1–11)" in text
+    assert "McNemar" in text
+    assert "calibration error" in text
+    assert markdown_table(found) in text

@@ -73,6 +73,19 @@ OptionalModel = Annotated[
 Adapter = Annotated[
     Path | None, typer.Option(metavar="RUN", help="Run folder or adapter folder; left out, the plain model.")
 ]
+Defenses = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME[,NAME…]", help="Defences to compare, '+' joins them; default: mogu with --adapter, else none."
+    ),
+]
+TrainingData = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="Data set that was trained on: its prompts are left out, learning defences use it; default: RUN/data.",
+    ),
+]
 RecipeName = Annotated[str, typer.Option(metavar="NAME|FILE", help="A shipped recipe (see mogu recipes) or YAML file.")]
 Benign = Annotated[
     str, typer.Option(metavar="SOURCE", help="'seeds', or .jsonl, .csv or .txt files, separated by commas.")

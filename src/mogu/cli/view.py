@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, ProgressColumn, SpinnerColumn, Task, TaskID, TextColumn
@@ -146,9 +148,18 @@ def print_table(rows: Sequence[Sequence[str]]) -> None:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
-def suite_table(results: dict[str, dict[str, Any]], system: str) -> list[list[str]]:
-    """Rows for :func:`print_table` of evaluated suites: their summaries by name."""
-    from mogu.evaluate.report import text_table
-
-    suites = [{"name": name, "systems": {system: summary}} for name, summary in results.items()]
-    return text_table({"suites": suites})
+def cost_table(out: Path) -> list[list[str]]:
+    """Rows for :func:`print_table` of what each defence of an evaluation cost on this machine."""
+    costs = json.loads((out / "cost.json").read_text(encoding="utf-8"))["defenses"]
+    columns = {
+        "tokens_per_second": "tokens/s",
+        "seconds_to_first_token": "first token (s)",
+        "forwards": "forwards/answer",
+        "tokens_forwarded": "tokens forwarded/answer",
+        "peak_memory_mib": "peak memory (MiB)",
+    }
+    rows = [["system", *columns.values()]]
+    for name, cost in costs.items():
+        values = [cost[key] for key in columns]
+        rows.append(["base" if name == "none" else name, *["–" if v is None else f"{v:g}" for v in values]])
+    return rows

@@ -5,27 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mogu.evaluate.metrics import Interval, wilson
-from mogu.evaluate.plots import (
-    Bar,
-    Boxes,
-    Element,
-    Series,
-    Spot,
-    box_plot,
-    element,
-    legend,
-    line_plot,
-    number,
-    percent,
-    plane_plot,
-    share_plot,
-)
+from mogu.evaluate.metrics import pareto_front
+from mogu.evaluate.plots import Bar, Series, Spot, legend, line_plot, plane_plot, share_plot
+from mogu.evaluate.summary import shown
+from mogu.evaluate.svg import Element, element, number, percent
+from mogu.evaluate.tables import pooled, systems
 
 Summary = Mapping[str, Any]
 
-_INKS = {"malicious": "ink-2", "benign": "ink-1", "borderline": "ink-3"}
-_SHAPES = {"malicious": "triangle", "benign": "circle", "borderline": "diamond"}
+INKS = {"malicious": "ink-2", "benign": "ink-1", "borderline": "ink-3"}
 _LABELS = (
     ("refusal", "refused", "ink-1"),
     ("complied", "complied", "ink-5"),
@@ -35,18 +23,6 @@ _LABELS = (
 _SYSTEM_INKS = ("ink-0", "ink-1", "ink-4", "ink-5", "ink-3", "ink-2", "ink-6")
 
 
-def systems(summary: Summary) -> list[str]:
-    """Names of the systems, in order of appearance."""
-    return list(dict.fromkeys(name for suite in summary["suites"] for name in suite["systems"]))
-
-
-def pooled(summary: Summary, system: str, kind: str | None, label: str) -> tuple[Interval, int]:
-    """Share of a label over all suites of a kind (None: all suites), and the number of responses."""
-    found = [s["systems"][system] for s in summary["suites"] if kind in (None, s["kind"]) and system in s["systems"]]
-    n = sum(result["n"] for result in found)
-    return wilson(sum(result["counts"][label] for result in found), n), n
-
-
 def scroll(table: Element, name: str) -> Element:
     """A table that scrolls sideways by itself, by keyboard too."""
     return element("div", table, class_="scroll", tabindex="0", role="region", aria_label=name)
@@ -54,35 +30,39 @@ def scroll(table: Element, name: str) -> Element:
 
 def plane(summary: Summary) -> Element:
     """Section: attack success against over-refusal, and what all answers are."""
-    spots = []
-    for i, system in enumerate(systems(summary)):
-        y = _point(summary, system, "malicious", "complied")
-        for kind, mark in (("benign", "circle"), ("borderline", "diamond")):
-            x = _point(summary, system, kind, "refusal")
-            if x and y:
-                name = f"{system}, {kind}"
-                spots.append(Spot(name, _SYSTEM_INKS[i % len(_SYSTEM_INKS)], str(i + 1), x, y, mark))
     figures = [_answers(summary)]
-    if spots:
-        figures.insert(0, _corner(spots))
+    for kind, words in (("benign", "plainly benign instructions"), ("borderline", "harmless ones in alarming words")):
+        if spots := _spots(summary, kind):
+            figures.insert(0, _corner(spots, kind, words))
     return element("section", element("h2", "Safety and usefulness"), element("div", *figures, class_="figures"))
 
 
-def _corner(spots: Sequence[Spot]) -> Element:
+def _spots(summary: Summary, kind: str) -> list[Spot]:
+    spots = []
+    for i, system in enumerate(systems(summary)):
+        x, y = _point(summary, system, kind, "refusal"), _point(summary, system, "malicious", "complied")
+        if x and y:
+            spots.append(Spot(shown(system), _SYSTEM_INKS[i % len(_SYSTEM_INKS)], str(i + 1), x, y))
+    return spots
+
+
+def _corner(spots: Sequence[Spot], kind: str, words: str) -> Element:
     says = "; ".join(f"{s.name}: refuses {percent(s.x[0])}, answers {percent(s.y[0])} of the malicious" for s in spots)
+    front = pareto_front({s.name: (s.x[0], s.y[0]) for s in spots})
     plot = plane_plot(
-        "Safety and usefulness",
+        f"Safety against refusals of {kind} instructions",
         says,
         spots,
-        "harmless instructions refused (← better)",
+        f"{kind} instructions refused (← better)",
         "malicious answered coherently (← better)",
+        front,
     )
     caption = (
-        "Filled: refusal on plainly benign instructions. Hollow: on harmless ones with alarming words. "
-        "Bars are 95% intervals."
+        f"Refusals of {words}. Bars are 95% intervals. No system is better on both axes than those on the dashed "
+        f"Pareto front: {', '.join(front)}."
     )
     corner = element("li", element("span", class_="patch good"), "good corner: safe and useful")
-    return _figure("Both axes", plot, caption, legend(spots, corner))
+    return figure(f"Attack success against {kind} refusals", plot, caption, legend(spots, corner))
 
 
 def _answers(summary: Summary) -> Element:
@@ -90,8 +70,8 @@ def _answers(summary: Summary) -> Element:
     for suite in summary["suites"]:
         bars = []
         for name, result in suite["systems"].items():
-            n = max(1, result["n"])
-            bars.append(Bar(name, [(said, ink, result["counts"][label] / n) for label, said, ink in _LABELS]))
+            n = max(1, result.get("answers", result["n"]))
+            bars.append(Bar(shown(name), [(said, ink, result["counts"][label] / n) for label, said, ink in _LABELS]))
         groups.append((suite["name"], bars))
     key = element(
         "ul",
@@ -101,67 +81,7 @@ def _answers(summary: Summary) -> Element:
     plot = share_plot(
         "All answers", "Share of each label for every suite and system; see the table of results.", groups
     )
-    return _figure("All answers", plot, "Every response has exactly one label.", key)
-
-
-def routers(summary: Summary) -> Element | None:
-    """Section: router weights and their separation by layer; None without them."""
-    found = summary.get("routers")
-    if not found:
-        return None
-    layers: list[int] = found["layers"]
-    figures = []
-    for weight, letter, wish in (("unwill", "u", "high for malicious, low for the rest"), ("glad", "g", "the reverse")):
-        kinds = [Boxes(kind, _INKS.get(kind, "ink-4"), five[weight]) for kind, five in found["kinds"].items()]
-        header = ["layer", *[kind.name for kind in kinds]]
-        medians = [[str(layer), *[f"{k.five[i][2]:.2f}" for k in kinds]] for i, layer in enumerate(layers)]
-        plot = box_plot(
-            f"{weight.capitalize()} weight by layer",
-            f"Box plots of the {weight} weight in {len(layers)} layers: {', '.join(k.name for k in kinds)}.",
-            [str(layer) for layer in layers],
-            kinds,
-            f"{weight} weight {letter}",
-            "layer",
-        )
-        caption = f"Wanted: {wish}. Whiskers reach from the smallest to the largest value."
-        figures.append(
-            _figure(f"{weight.capitalize()} weight", plot, caption, legend(kinds), _table(header, medians, "Medians"))
-        )
-    if found.get("auroc"):
-        figures.append(_auroc(layers, found["auroc"]))
-    return element(
-        "section",
-        element("h2", "What the routers do"),
-        element(
-            "p", "Weights that the routers give the two responders, by layer and kind of instruction.", class_="note"
-        ),
-        element("div", *figures, class_="figures"),
-    )
-
-
-def _auroc(layers: Sequence[int], auroc: Mapping[str, Sequence[float | None]]) -> Element:
-    lines = [
-        Series(f"against {k}", _INKS.get(k, "ink-4"), list(zip(layers, v, strict=True)), _SHAPES.get(k, "square"))
-        for k, v in auroc.items()
-    ]
-    lowest = min((value for values in auroc.values() for value in values if value is not None), default=0.5)
-    plot = line_plot(
-        "Separation by layer",
-        "AUROC of the unwill weight, malicious against other instructions, for each layer.",
-        lines,
-        "layer",
-        "AUROC",
-        y_range=(0.4 if lowest >= 0.4 else 0.0, 1.0),
-        chance=0.5,
-        whole_x=True,
-        write=number,
-    )
-    rows = [
-        [str(layer), *["–" if values[i] is None else f"{values[i]:.2f}" for values in auroc.values()]]
-        for i, layer in enumerate(layers)
-    ]
-    caption = "How well a layer's weight tells malicious instructions from the others; 0.5 is chance."
-    return _figure("Separation (AUROC)", plot, caption, legend(lines), _table(["layer", *auroc], rows))
+    return figure("All answers", plot, "Every response has exactly one label.", key)
 
 
 def selection(summary: Summary) -> Element | None:
@@ -184,9 +104,9 @@ def _balance(steps: Sequence[Mapping[str, Any]]) -> Element:
     series = [
         Series(name, ink, [(step["shift"], step.get(key)) for step in steps], shape, dashed)
         for key, name, ink, shape, dashed in (
-            ("malicious_refused", "malicious refused", _INKS["malicious"], "triangle", False),
-            ("benign_refused", "benign refused", _INKS["benign"], "circle", False),
-            ("borderline_refused", "borderline refused", _INKS["borderline"], "diamond", False),
+            ("malicious_refused", "malicious refused", INKS["malicious"], "triangle", False),
+            ("benign_refused", "benign refused", INKS["benign"], "circle", False),
+            ("borderline_refused", "borderline refused", INKS["borderline"], "diamond", False),
             ("degenerate", "degenerate", "ink-0", "square", True),
         )
     ]
@@ -207,7 +127,7 @@ def _balance(steps: Sequence[Mapping[str, Any]]) -> Element:
         for i, step in enumerate(steps)
     ]
     caption = "A higher shift favours the unwill responder: safer, and more refusals of harmless instructions."
-    return _figure("Balance", plot, caption, legend(series), _table(["shift", *[s.name for s in series]], rows))
+    return figure("Balance", plot, caption, legend(series), numbers_table(["shift", *[s.name for s in series]], rows))
 
 
 def _checkpoints(found: Mapping[str, Any]) -> Element:
@@ -240,8 +160,8 @@ def _checkpoints(found: Mapping[str, Any]) -> Element:
         whole_x=True,
     )
     caption = "On target: glad answers, unwill refuses. Upright lines mark the chosen checkpoints."
-    numbers = _table(["responder", "pairs", "on target", "degenerate"], rows)
-    return _figure("Checkpoints", plot, caption, legend(series), numbers)
+    numbers = numbers_table(["responder", "pairs", "on target", "degenerate"], rows)
+    return figure("Checkpoints", plot, caption, legend(series), numbers)
 
 
 def _point(summary: Summary, system: str, kind: str, label: str) -> tuple[float, float, float] | None:
@@ -249,7 +169,8 @@ def _point(summary: Summary, system: str, kind: str, label: str) -> tuple[float,
     return None if share.rate is None else (share.rate, share.low, share.high)
 
 
-def _figure(title: str, plot: Element, caption: str, key: Element, numbers: Element | None = None) -> Element:
+def figure(title: str, plot: Element, caption: str, key: Element, numbers: Element | None = None) -> Element:
+    """A drawing with its heading, legend, caption, and perhaps its numbers in a folded table."""
     table = (
         element("details", element("summary", "Numbers"), scroll(numbers, f"{title}: numbers"))
         if numbers is not None
@@ -258,7 +179,8 @@ def _figure(title: str, plot: Element, caption: str, key: Element, numbers: Elem
     return element("figure", element("h3", title), key, plot, element("figcaption", caption), table)
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]], caption: str | None = None) -> Element:
+def numbers_table(header: Sequence[str], rows: Sequence[Sequence[str]], caption: str | None = None) -> Element:
+    """A plain table of texts."""
     return element(
         "table",
         element("caption", caption) if caption else None,

@@ -6,8 +6,7 @@ The page needs no network: CSS and drawings are inline and its content policy fo
 
 from __future__ import annotations
 
-import dataclasses
-import html
+import json
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping
 from importlib import resources
@@ -15,40 +14,32 @@ from pathlib import Path
 from typing import Any
 
 from mogu.data.rows import write_text
-from mogu.evaluate.figures import plane, pooled, routers, scroll, selection, systems
-from mogu.evaluate.plots import Element, element, percent
+from mogu.evaluate.comparisons import KINDS, examples, flips, heat_maps, table_section
+from mogu.evaluate.figures import plane, scroll, selection
+from mogu.evaluate.markdown import markdown_report, markdown_table
+from mogu.evaluate.router_figures import routers
+from mogu.evaluate.suites import HARMFUL
+from mogu.evaluate.summary import BASE, shown
+from mogu.evaluate.svg import Element, element, percent
+from mogu.evaluate.tables import COLUMNS, cost, overview, p_value, pooled, span, systems, text_table, usability
+
+__all__ = ["markdown_report", "markdown_table", "render", "text_table", "write_report", "write_reports"]
 
 Summary = Mapping[str, Any]
 
-KINDS = {
-    "malicious": "malicious instructions",
-    "benign": "benign instructions",
-    "borderline": "harmless instructions with alarming words",
-}
-COLUMNS = {"refusal": "refused", "complied": "complied", "degenerate": "degenerate", "unclear": "unclear"}
 HEADLINES = (
     ("malicious", "complied", "Malicious instructions that it answers coherently"),
+    ("jailbreak", "complied", "Attacks that it answers coherently"),
     ("benign", "refusal", "Benign instructions that it refuses"),
     ("borderline", "refusal", "Harmless instructions with alarming words that it refuses"),
     (None, "degenerate", "Answers that are broken text"),
 )
 
 
-def text_table(summary: Summary) -> list[list[str]]:
-    """Header and one row for each suite and system: suite, n, system, and the four labels as "95% (87–98)"."""
-    rows = [["suite", "n", "system", *COLUMNS.values()]]
-    for suite in summary["suites"]:
-        for name, system in suite["systems"].items():
-            cells = [_with_interval(system["rates"][label]) for label in COLUMNS]
-            rows.append([suite["name"], str(system["n"]), name, *cells])
-    return rows
-
-
-def markdown_table(summary: Summary) -> str:
-    """The rows of `text_table` as a GitHub Markdown table."""
-    header, *rows = [[_markdown(cell) for cell in row] for row in text_table(summary)]
-    rule = ["---", "---:", "---", *["---:"] * len(COLUMNS)]
-    return "".join("| " + " | ".join(row) + " |\n" for row in (header, rule, *rows))
+def write_reports(summary: Summary, out: Path) -> None:
+    """``report.html`` and ``report.md`` in ``out``."""
+    write_report(summary, out / "report.html")
+    write_text(out / "report.md", markdown_report(summary))
 
 
 def write_report(summary: Summary, path: str | Path) -> None:
@@ -59,15 +50,21 @@ def write_report(summary: Summary, path: str | Path) -> None:
 def render(summary: Summary) -> str:
     """The whole HTML page of an evaluation summary.
 
-    `suites` is required; routers, selection, examples, mcnemar and seconds may be missing, and their section with them.
+    `suites` is required; usability, cost, flips, routers, selection, examples, mcnemar and seconds may be missing,
+    and their section with them.
     """
     sections = [
         _head(summary),
-        _results(summary),
         plane(summary),
+        table_section(overview(summary)) if len(systems(summary)) > 1 else None,
+        _results(summary),
+        heat_maps(summary),
+        flips(summary),
+        table_section(usability(summary)),
         routers(summary),
         selection(summary),
-        _examples(summary),
+        table_section(cost(summary)),
+        examples(summary),
         _limits(summary),
         _settings(summary),
     ]
@@ -97,7 +94,7 @@ def _head(summary: Summary) -> Element:
     if "seed" in summary:
         origin.insert(2, f"seed {summary['seed']}")
     cards = [_headline(summary, *axis) for axis in HEADLINES]
-    versus = f"{first} → {last}; " if first != last else ""
+    versus = f"{shown(first)} → {shown(last)}; " if first != last else ""
     return element(
         "header",
         element("h1", summary["title"]),
@@ -112,7 +109,7 @@ def _headline(summary: Summary, kind: str | None, label: str, sentence: str) -> 
     shares = [pooled(summary, system, kind, label) for system in dict.fromkeys(_compared(summary))]
     if not any(n for _, n in shares):
         return None
-    spans = " → ".join(_span(dataclasses.asdict(share)) for share, _ in shares)
+    spans = " → ".join(span(share) for share, _ in shares)
     ns = " and ".join(dict.fromkeys(str(n) for _, n in shares))
     return element(
         "li",
@@ -123,17 +120,23 @@ def _headline(summary: Summary, kind: str | None, label: str, sentence: str) -> 
 
 def _results(summary: Summary) -> Element:
     columns = {**COLUMNS, "keyword_asr": "no keyword"}
-    head = element(
-        "thead", element("tr", *[element("th", name, scope="col") for name in ("system", *columns.values())])
-    )
+    paired = any(suite.get("mcnemar") for suite in summary["suites"])
+    names = ["system", *columns.values(), *(["p"] if paired else [])]
+    head = element("thead", element("tr", *[element("th", name, scope="col") for name in names]))
     bodies = []
     for suite in summary["suites"]:
-        facts = [KINDS.get(suite["kind"], str(suite["kind"])), f"n = {_sizes(suite)}", *_tests(suite)]
+        facts = [KINDS.get(suite["kind"], str(suite["kind"])), f"n = {_sizes(suite)}"]
+        facts += [f"p: {COLUMNS[_outcome(suite)]}"] if suite.get("mcnemar") else []
         name = element(
-            "th", suite["name"] + " ", element("span", " · ".join(facts)), colspan=len(columns) + 1, scope="rowgroup"
+            "th", suite["name"] + " ", element("span", " · ".join(facts)), colspan=len(names), scope="rowgroup"
         )
         rows = [
-            element("tr", element("th", system, scope="row"), *[_cell(result["rates"].get(key)) for key in columns])
+            element(
+                "tr",
+                element("th", shown(system), scope="row"),
+                *[_cell(result["rates"].get(key)) for key in columns],
+                _test(suite, system) if paired else None,
+            )
             for system, result in suite["systems"].items()
         ]
         bodies.append(element("tbody", element("tr", name, class_="suite"), *rows))
@@ -142,45 +145,19 @@ def _results(summary: Summary) -> Element:
         element("h2", "Results"),
         element(
             "p",
-            "Share of responses with each label, Wilson 95% interval below. “Complied” on malicious instructions is "
+            "Share of responses with each label, 95% interval below. “Complied” on malicious instructions is "
             "the coherent attack success rate. “No keyword” is the rate that papers report: responses without a "
-            "phrase of the published refusal list, broken text included.",
+            "phrase of the published refusal list, broken text included."
+            + (
+                " p: exact McNemar test against the base on the same prompts, of the label named beside the suite; "
+                "below it how many only the base, and only this system, has."
+                if paired
+                else ""
+            ),
             class_="note",
         ),
         scroll(element("table", head, *bodies, class_="results"), "Results"),
     )
-
-
-def _examples(summary: Summary) -> Element | None:
-    examples = summary.get("examples")
-    if not examples:
-        return None
-    groups: list[Element] = []
-    for kind in dict.fromkeys(example["kind"] for example in examples):
-        groups.append(element("h3", KINDS.get(kind, str(kind)).capitalize()))
-        groups += [_example(example) for example in examples if example["kind"] == kind]
-    return element(
-        "section",
-        element("h2", "Example answers"),
-        element("p", "Answers to malicious instructions that are not refusals are folded away.", class_="note"),
-        *groups,
-    )
-
-
-def _example(example: Mapping[str, Any]) -> Element:
-    answers = []
-    for name, answer in example.items():
-        if not isinstance(answer, Mapping):
-            continue
-        text: Element = element("pre", answer["response"] or "(empty)")
-        if example["kind"] == "malicious" and answer["label"] != "refusal":
-            text = element("details", element("summary", "May be harmful: show the answer"), text)
-        label = COLUMNS.get(answer["label"], answer["label"])
-        answers.append(
-            element("div", element("h4", name, element("span", label, class_="chip")), text, class_="answer")
-        )
-    instruction = element("p", example["instruction"], class_="instruction")
-    return element("article", instruction, element("div", *answers, class_="answers"), class_="example")
 
 
 def _limits(summary: Summary) -> Element:
@@ -196,6 +173,12 @@ def _limits(summary: Summary) -> Element:
         f"They hold for {model}{small}, and for these instructions. Other models, languages, longer dialogues and "
         "attackers who know the defence are not covered.",
     ]
+    found = [result for suite in summary["suites"] for result in suite["systems"].values()]
+    if by_perplexity := sum(result.get("degenerate_by_perplexity", 0) for result in found):
+        remarks.append(
+            f"{by_perplexity} answers are called degenerate for their perplexity under the base alone: they may be "
+            "sound text that the base would not have written. Their reasons stand in responses.jsonl."
+        )
     return element(
         "section",
         element("h2", "What the numbers do not mean"),
@@ -208,13 +191,27 @@ def _settings(summary: Summary) -> Element:
         key: summary[key] for key in ("model", "recipe", "seed", "created", "machine") if key in summary
     }
     facts |= {key.replace("_", " "): value for key, value in summary.get("settings", {}).items()}
+    facts |= {"inputs": summary["inputs"]} if "inputs" in summary else {}
     groups = [("Settings", {key: _plain(value) for key, value in facts.items()})]
+    if defenses := summary.get("defenses"):
+        shapes = {shown(name): json.dumps(one, ensure_ascii=False, sort_keys=True) for name, one in defenses.items()}
+        groups.append(("Defences", shapes))
+    if any("sha256" in suite for suite in summary["suites"]):
+        groups.append(("Suites", {suite["name"]: _origin(suite) for suite in summary["suites"]}))
     if versions := summary.get("versions"):
         groups.append(("Versions", {key: str(value) for key, value in versions.items()}))
     if seconds := summary.get("seconds"):
         steps = {key: f"{value:.0f} s" for key, value in seconds.items()}
         groups.append(("Time", {**steps, "total": f"{sum(seconds.values()):.0f} s"}))
     return element("footer", *[_list(title, entries) for title, entries in groups], class_="settings")
+
+
+def _origin(suite: Mapping[str, Any]) -> str:
+    """Where a suite is from, and what was left out of it."""
+    parts = [f"{suite['n']} prompts, hash {suite['sha256']}"]
+    if excluded := suite.get("excluded"):
+        parts.append(f"left out as known from training: {excluded['exact']} exact, {excluded['near']} near")
+    return "; ".join([*parts, *[suite[key] for key in ("citation", "licence") if suite.get(key)]])
 
 
 def _list(title: str, entries: Mapping[str, str]) -> Element:
@@ -238,37 +235,27 @@ def _plain(value: Any) -> str:
 def _compared(summary: Summary) -> tuple[str, str]:
     """The system to compare with, and the one that the page is about."""
     names = systems(summary) or [""]
-    return ("base" if "base" in names else names[0]), ("mogu" if "mogu" in names else names[-1])
+    return (BASE if BASE in names else names[0]), ("mogu" if "mogu" in names else names[-1])
 
 
 def _sizes(suite: Mapping[str, Any]) -> str:
     return " and ".join(dict.fromkeys(str(result["n"]) for result in suite["systems"].values()))
 
 
-def _tests(suite: Mapping[str, Any]) -> list[str]:
-    """Paired tests, given as {label: p} or {system: {label: p}}."""
-    facts = []
-    for name, value in suite.get("mcnemar", {}).items():
-        for label, p in value.items() if isinstance(value, Mapping) else [(name, value)]:
-            who = f"{name}, " if isinstance(value, Mapping) else ""
-            size = "<\u00a00.001" if p < 0.001 else f"=\u00a0{p:.2g}"
-            facts.append(f"McNemar, {who}{COLUMNS.get(label, label)}: p\u00a0{size}")
-    return facts
+def _test(suite: Mapping[str, Any], system: str) -> Element:
+    """The paired test of a system against the base, for what the suite is about."""
+    found = suite.get("mcnemar", {}).get(system)
+    if found is None:
+        return element("td", "–")
+    one = found[_outcome(suite)]
+    return element("td", p_value(one), element("small", f"{one['only_base']} / {one['only_this']}"))
+
+
+def _outcome(suite: Mapping[str, Any]) -> str:
+    return "complied" if suite["kind"] in HARMFUL else "refusal"
 
 
 def _cell(share: Mapping[str, float] | None) -> Element:
     if share is None or share["rate"] is None:
         return element("td", "–")
-    return element("td", percent(share["rate"]), element("small", _span(share)))
-
-
-def _with_interval(share: Mapping[str, Any]) -> str:
-    return "–" if share["rate"] is None else f"{percent(share['rate'])} ({_span(share)})"
-
-
-def _span(share: Mapping[str, float]) -> str:
-    return f"{100 * share['low']:.0f}–{100 * share['high']:.0f}"
-
-
-def _markdown(text: str) -> str:
-    return html.escape(" ".join(text.split()), quote=False).replace("|", "\\|")
+    return element("td", percent(share["rate"]), element("small", span(share)))

@@ -1,0 +1,81 @@
+"""What the routers make of the prompts of an evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mogu.adapter.model import mogu_layers, recorded_weights
+from mogu.evaluate.metrics import auroc, calibration_error, five_numbers, histogram
+from mogu.evaluate.suites import HARMFUL, HARMLESS
+from mogu.respond import batches
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def router_statistics(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Mapping[str, Sequence[str]],
+    *,
+    batch_size: int,
+    template: str | None,
+) -> dict[str, Any]:
+    """Router weights at the last prompt token, per layer and kind of prompt.
+
+    Args:
+        model: peft model with a MoGU adapter in the routed stage.
+        tokenizer: Its tokenizer.
+        prompts: Instructions by kind; ``malicious`` is set against each other kind in the AUROC.
+        batch_size: Prompts at a time.
+        template: As for :func:`mogu.chat.prompt_ids`.
+
+    Returns:
+        ``layers`` (indices), ``kinds`` (for each the five-number summary of unwill and glad per layer), ``auroc``
+        of the unwill weight per layer, malicious against each other kind (empty without malicious prompts), ``risk``
+        (for each kind, counts of prompts in ten bins of the unwill weight's mean over the layers), and
+        ``calibration_error`` of that mean as a probability that a prompt asks for harm (None without both sorts).
+    """
+    layers = [index for index, _ in mogu_layers(model)]
+    unwill: dict[str, torch.Tensor] = {}
+    glad: dict[str, torch.Tensor] = {}
+    for kind, instructions in prompts.items():
+        u, g = torch.zeros(len(layers), len(instructions)), torch.zeros(len(layers), len(instructions))
+        for indices, batch in batches(tokenizer, instructions, batch_size, template, model.device):
+            with torch.inference_mode(), recorded_weights(model) as weights:
+                positions = (batch["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)
+                model(**batch, position_ids=positions, use_cache=False, logits_to_keep=1)
+                each = weights()
+            u[:, indices], g[:, indices] = (w[:, :, -1].float().cpu() for w in each)
+        unwill[kind], glad[kind] = u, g
+    risk = {kind: u.mean(dim=0).tolist() for kind, u in unwill.items()}
+    return {
+        "layers": layers,
+        "kinds": {
+            kind: {
+                "unwill": [five_numbers(row) for row in unwill[kind].tolist()],
+                "glad": [five_numbers(row) for row in glad[kind].tolist()],
+            }
+            for kind in prompts
+        },
+        "auroc": {
+            kind: [
+                auroc(bad, good) for bad, good in zip(unwill["malicious"].tolist(), unwill[kind].tolist(), strict=True)
+            ]
+            for kind in prompts
+            if kind != "malicious" and "malicious" in prompts
+        },
+        "risk": {kind: histogram(values) for kind, values in risk.items()},
+        "calibration_error": _calibration(risk),
+    }
+
+
+def _calibration(risk: Mapping[str, Sequence[float]]) -> float | None:
+    harmful = [value for kind in HARMFUL for value in risk.get(kind, ())]
+    harmless = [value for kind in HARMLESS for value in risk.get(kind, ())]
+    if not harmful or not harmless:
+        return None
+    return calibration_error([*harmful, *harmless], [True] * len(harmful) + [False] * len(harmless))
