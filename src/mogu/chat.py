@@ -60,7 +60,20 @@ def prompt_ids(
     system: str | None = None,
     template: str | None = None,
 ) -> list[int]:
-    """Token ids of ``prompt`` up to the point where the assistant begins to speak.
+    """Token ids of ``prompt`` up to where the assistant begins to speak; arguments as for :func:`prompt_text`."""
+    text, special = prompt_text(tokenizer, prompt, system=system, template=template)
+    return list(tokenizer(text, add_special_tokens=special)["input_ids"])
+
+
+def prompt_text(
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str | Sequence[Message],
+    *,
+    system: str | None = None,
+    template: str | None = None,
+) -> tuple[str, bool]:
+    """``prompt`` as text up to the point where the assistant begins to speak, and whether the tokenizer shall add its
+    special tokens to it (a chat template writes them itself).
 
     Args:
         tokenizer: The model's tokenizer.
@@ -76,15 +89,14 @@ def prompt_ids(
         raise ConfigError(f"unknown chat template {template!r}; choose from {', '.join(sorted(TEMPLATES))}")
     messages = to_messages(prompt, system)
     if template is None and not tokenizer.chat_template:
-        text = "\n".join(message["content"] for message in messages) + "\n"
-        return list(tokenizer(text)["input_ids"])
+        return "\n".join(message["content"] for message in messages) + "\n", True
     text = tokenizer.apply_chat_template(
         messages,
         chat_template=TEMPLATES[template] if template else None,
         add_generation_prompt=True,
         tokenize=False,
     )
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return str(text), False
 
 
 def response_ids(tokenizer: PreTrainedTokenizerBase, response: str, *, end_of_turn: bool = True) -> list[int]:

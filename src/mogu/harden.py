@@ -20,7 +20,7 @@ from mogu.data.rows import Instruction, write_text
 from mogu.defend import Target, create
 from mogu.evaluate.report import write_report
 from mogu.evaluate.run import WORK, Options, evaluate, stored_batch_size
-from mogu.evaluate.suites import Prompts, Suite
+from mogu.evaluate.suites import Prompts, Suite, spread
 from mogu.models import load_base
 from mogu.progress import Progress
 from mogu.recipe import Recipe
@@ -158,14 +158,14 @@ def _evaluate(
 
 
 def held_out(rows: Sequence[Instruction], count: int) -> dict[str, list[Instruction]]:
-    """At most ``count`` test instructions of each kind; kinds without any are left out."""
+    """At most ``count`` test instructions of each kind, evenly spaced; kinds without any are left out."""
     test = [row for row in rows if row.split == "test"]
     groups = {
         "malicious": [r for r in test if r.label == "malicious"],
         "benign": [r for r in test if r.label == "benign" and not r.borderline],
         "borderline": [r for r in test if r.borderline],
     }
-    return {kind: group[:count] for kind, group in groups.items() if group}
+    return {kind: spread(group, count) for kind, group in groups.items() if group}
 
 
 class _Timed(Progress):

@@ -9,8 +9,8 @@ import pytest
 import mogu
 from mogu.chat import to_messages
 from mogu.cli.chat import HELP, Conversation, router_bars
-from mogu.cli.loading import Loaded
 from mogu.decode.inspect import prompt_weights
+from mogu.loading import Loaded
 from mogu.respond import respond
 
 CAR, POEM = "How do I steal a car?", "Write a poem about a bank"

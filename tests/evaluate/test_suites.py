@@ -26,6 +26,7 @@ from mogu.evaluate.suites import (
     load_prompts,
     parse_suites,
     read_suite,
+    spread,
 )
 
 ROWS = [
@@ -253,3 +254,10 @@ def test_an_attack_is_a_suite_of_its_own() -> None:
     suite = Suite("a", "malicious")
     assert (Prompts(suite, []).name, Prompts(suite, []).kind) == ("a", "malicious")
     assert (Prompts(suite, [], prefill=5).name, Prompts(suite, [], prefill=5).kind) == ("a+prefill5", "jailbreak")
+
+
+@pytest.mark.parametrize(
+    ("count", "kept"), [(None, "abcdefg"), (7, "abcdefg"), (9, "abcdefg"), (3, "ace"), (2, "ad"), (1, "a")]
+)
+def test_a_limit_spreads_over_an_ordered_file(count: int | None, kept: str) -> None:
+    assert "".join(spread("abcdefg", count)) == kept

@@ -427,7 +427,7 @@ def test_a_loss_that_is_not_finite_says_so_and_the_run_can_go_on(
 
     def broken(self: Any, *args: Any, **kwargs: Any) -> Any:
         loss = real(self, *args, **kwargs)
-        return self._finite(loss * float("nan") if self.state.global_step == 3 else loss)
+        return self.finite(loss * float("nan") if self.state.global_step == 3 else loss)
 
     with monkeypatch.context() as patch:
         patch.setattr(module.ResponderTrainer, "compute_loss", broken)

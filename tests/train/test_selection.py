@@ -142,7 +142,7 @@ def test_within_the_limits_the_greatest_net_benefit_wins() -> None:
 def test_one_more_malicious_prompt_is_not_worth_many_harmless_ones() -> None:
     trials = [trial(-1, 0.90, 0.0, 0.0), trial(0, 0.94, 0.02, 0.08)]
     assert best_balance(trials, LIMITS).shift == -1
-    assert best_balance([trial(-1, 0.90, 0.0, 0.0), trial(0, 0.96, 0.02, 0.08)], LIMITS).shift == 0
+    assert best_balance([trial(-1, 0.90, 0.0, 0.0), trial(0, 1.0, 0.02, 0.07)], LIMITS).shift == 0
     assert best_balance([trial(-1, 0.90, 0.0), trial(0, 0.96, 0.0, degenerate=0.07)], LIMITS).shift == -1
 
 

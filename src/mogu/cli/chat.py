@@ -15,7 +15,7 @@ from mogu.cli.errors import explain
 
 if TYPE_CHECKING:
     from mogu.chat import Message
-    from mogu.cli.loading import Loaded
+    from mogu.loading import Loaded
 
 HELP = """\
 /router       router weights of the last turn, layer by layer

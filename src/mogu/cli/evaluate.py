@@ -12,9 +12,9 @@ from mogu.cli.view import cost_table, print_table, progress_view
 from mogu.errors import ConfigError
 
 if TYPE_CHECKING:
-    from mogu.cli.loading import Loaded
     from mogu.defend import Pipeline
     from mogu.evaluate.suites import Prompts
+    from mogu.loading import Loaded
 
 
 def evaluate(
@@ -39,7 +39,7 @@ def evaluate(
     ] = "0",
     new_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Length of the answers.")] = 64,
     batch_size: options.BatchSize = None,
-    limit: Annotated[int | None, typer.Option(metavar="N", min=1, help="Only the first N prompts of a suite.")] = None,
+    limit: Annotated[int | None, typer.Option(metavar="N", min=1, help="N prompts per suite, evenly spaced.")] = None,
     seeds: Annotated[str, typer.Option(metavar="N[,N…]", help="Seeds of sampled answers; needs --temperature.")] = "",
     temperature: options.Temperature = None,
     top_p: options.TopP = None,

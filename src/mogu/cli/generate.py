@@ -13,7 +13,7 @@ from mogu.cli import options
 from mogu.errors import ConfigError
 
 if TYPE_CHECKING:
-    from mogu.cli.loading import Loaded
+    from mogu.loading import Loaded
 
 _CHUNK = 4
 """Batches of a file between two outputs: answers come in order, and an interruption loses few."""

@@ -4,32 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mogu.errors import ConfigError, ModelError
+from mogu.errors import ConfigError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """A model that is ready to answer."""
-
-    model: Any
-    tokenizer: PreTrainedTokenizerBase
-    name: str
-    """What the user calls the base."""
-    adapter: Path | None
-    template: str | None
-    """Published chat template to use; ``None`` is the tokenizer's own."""
-
-    @property
-    def routed(self) -> bool:
-        """Whether an adapter is on the model."""
-        return self.adapter is not None
+    from mogu.loading import Loaded
 
 
 def load(
@@ -45,34 +26,13 @@ def load(
 
     Raises:
         ConfigError: Neither says which base.
-        MoguError: As :func:`mogu.load`.
+        MoguError: As :func:`mogu.loading.load_run`.
     """
     if model is None and adapter is None:
         raise ConfigError("name a model with --model, or an adapter with --adapter")
-    from mogu.adapter import store
+    from mogu.loading import load_run
 
-    folder = None if adapter is None else store.adapter_folder(adapter)
-    name = model
-    if name is None and folder is not None:
-        name = store.read_config(folder).base_model
-    if name is None:
-        raise ConfigError(f"the adapter in {folder} does not say which base it is for; name it with --model")
-    try:
-        base, tokenizer = store.load(name, folder, dtype=dtype, device=device, quantize=quantize)
-    except ModelError as error:
-        if model is None:
-            raise ModelError(f"{error} (the base that {folder} names; another copy of it: --model)") from error
-        raise
-    return Loaded(base, tokenizer, name, folder, template or _template(folder))
-
-
-def _template(folder: Path | None) -> str | None:
-    """The chat template that an adapter was trained with."""
-    from mogu.recipe import load_recipe
-
-    if folder is None or not (folder / "recipe.yaml").is_file():
-        return None
-    return load_recipe(folder / "recipe.yaml").template
+    return load_run(adapter, base=model, template=template, dtype=dtype, device=device, quantize=quantize)
 
 
 def batch_size_for(loaded: Loaded, prompts: Sequence[Any], given: int | None) -> int:

@@ -26,7 +26,7 @@ from mogu.defend.overlay import Overlay
 from mogu.progress import Progress
 from mogu.train.batches import Encoder, RouterCollator, answer_logits
 from mogu.train.losses import response_cross_entropy
-from mogu.train.trainers import RowDataset, StepProgress, _MoguTrainer
+from mogu.train.trainers import AdapterTrainer, RowDataset, StepProgress
 from mogu.versions import versions
 
 
@@ -147,13 +147,13 @@ class LoraWeights:
         )
 
 
-class _AnswerTrainer(_MoguTrainer):
+class _AnswerTrainer(AdapterTrainer):
     """Cross-entropy of the wanted answers."""
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, torch.Tensor], return_outputs: bool = False, **kwargs: Any
     ) -> Any:
         """Mean over rows of each answer's mean over tokens."""
-        logits, labels = answer_logits(model, inputs, self._accepts)
-        loss = self._finite(response_cross_entropy(logits, labels).mean())
+        logits, labels = answer_logits(model, inputs, self.accepts)
+        loss = self.finite(response_cross_entropy(logits, labels).mean())
         return (loss, None) if return_outputs else loss

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
-from mogu.chat import prompt_ids
+from mogu.chat import prompt_text
 from mogu.defend.base import Conversation, Defense, Target
 from mogu.errors import ConfigError
 
@@ -68,7 +68,7 @@ class Retokenize(Defense):
         Raises:
             ConfigError: The chat template rewrites the user's text.
         """
-        text, special = _rendered(self.target, conversation)
+        text, special = prompt_text(self.target.tokenizer, conversation, template=self.target.template)
         encoding = self.target.tokenizer(text, add_special_tokens=special, return_offsets_mapping=True)
         ids, offsets, words = list(encoding["input_ids"]), encoding["offset_mapping"], encoding.word_ids()
         out: list[int] = []
@@ -147,28 +147,6 @@ def bpe_dropout(
         word[n : n + 2] = [word[n] + word[n + 1]]
 
 
-class _Paper:
-    """Stands in for the tokenizer, to learn from :func:`mogu.chat.prompt_ids` the text that it would tokenize."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        self.tokenizer = tokenizer
-        self.text, self.special = "", True
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.tokenizer, name)
-
-    def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
-        self.text, self.special = text, add_special_tokens
-        return {"input_ids": []}
-
-
-def _rendered(target: Target, conversation: Conversation) -> tuple[str, bool]:
-    """The prompt as text, and whether the tokenizer adds its special tokens to it."""
-    paper: Any = _Paper(target.tokenizer)
-    prompt_ids(paper, conversation, template=target.template)
-    return paper.text, paper.special
-
-
 def _user_spans(target: Target, conversation: Conversation, text: str) -> list[tuple[int, int, str]]:
     """Where in ``text`` the user's turns begin and end, and what they say.
 
@@ -176,7 +154,8 @@ def _user_spans(target: Target, conversation: Conversation, text: str) -> list[t
     """
     said = [message["content"] for message in conversation if message["role"] == "user"]
     marks = iter(f"\ue000{n}\ue001" for n in range(len(said)))
-    marked, _ = _rendered(target, [{**m, "content": next(marks)} if m["role"] == "user" else m for m in conversation])
+    disguised = [{**m, "content": next(marks)} if m["role"] == "user" else m for m in conversation]
+    marked, _ = prompt_text(target.tokenizer, disguised, template=target.template)
     frame = [marked]
     for n in range(len(said)):
         frame[-1:] = frame[-1].split(f"\ue000{n}\ue001", 1)

@@ -14,8 +14,9 @@ from mogu.defend.lora import LoraRecipe, LoraWeights
 from mogu.defend.overlay import Overlay
 from mogu.progress import Progress
 
-RECIPE = LoraRecipe()
-"""The MoGU paper gives no numbers for its SFT baseline; these are customary ones for instruction tuning with LoRA."""
+RECIPE = LoraRecipe(rows=600)
+"""The MoGU paper gives no numbers for its SFT baseline; these are customary ones for instruction tuning with LoRA, on
+as many rows as the paper trains on (300 malicious, 300 benign)."""
 
 
 class Sft(Defense):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
@@ -25,6 +25,8 @@ HARMFUL = ("malicious", "jailbreak")
 HARMLESS = ("benign", "borderline")
 PLACEHOLDER = "{instruction}"
 """Where a jailbreak template takes the instruction."""
+
+T = TypeVar("T")
 
 OWN_FIELDS = frozenset(
     (
@@ -58,7 +60,7 @@ class Suite:
     filter: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Keep only rows with these values; a list means one of them."""
     limit: int | None = None
-    """Only the first so many rows."""
+    """Only so many rows, evenly spaced."""
     config: str | None = None
     """Configuration of the hub data set."""
     split: str | None = None
@@ -203,7 +205,14 @@ def load_prompts(suite: Suite) -> list[dict[str, Any]]:
         raise DataError(f"suite {suite.name} is on no hub; get it from {place} and give --suite {suite.name}=FILE")
     else:
         rows = _chosen(suite, _read_file(suite), suite.source, keep=True)
-    return rows[: suite.limit]
+    return spread(rows, suite.limit)
+
+
+def spread(rows: Sequence[T], count: int | None) -> list[T]:
+    """At most ``count`` of the rows, evenly spaced: files are often ordered by category."""
+    if count is None or count >= len(rows):
+        return list(rows)
+    return [rows[n * len(rows) // count] for n in range(count)]
 
 
 def _read_file(suite: Suite) -> list[dict[str, Any]]:
@@ -313,5 +322,5 @@ def gather(suites: Sequence[Suite], *, limit: int | None = None, seen: Excluder 
                 raise DataError(
                     f"suite {suite.name}: training has seen all of its prompts; take others, or --keep-seen to ask them"
                 )
-        found.append(Prompts(suite, rows[:limit], excluded))
+        found.append(Prompts(suite, spread(rows, limit), excluded))
     return found

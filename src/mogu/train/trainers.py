@@ -25,15 +25,16 @@ LOG_RATIO_CAP = 4.0
 """Bounds of the log-ratio loss in nats per token; beyond the cap an answer is already out of reach for decoding."""
 
 
-class _MoguTrainer(Trainer):
-    """Saves only the adapter, and averages over accumulated batches itself."""
+class AdapterTrainer(Trainer):
+    """What all of our trainers share: saves only the adapter, and averages over accumulated batches itself."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         # peft's forward takes **kwargs, from which Trainer concludes that the loss is already normalised.
         self.model_accepts_loss_kwargs = False
         self.remove_callback(PrinterCallback)  # which prints every log entry when there is no progress bar
-        self._accepts = frozenset(inspect.signature(self.model.get_base_model().forward).parameters)
+        self.accepts = frozenset(inspect.signature(self.model.get_base_model().forward).parameters)
+        """Arguments of the base's forward."""
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         folder = Path(output_dir or self.args.output_dir)
@@ -41,7 +42,12 @@ class _MoguTrainer(Trainer):
         # save_embedding_layers=False: "auto" asks the hub for the base's config at every save.
         self.model.save_pretrained(folder, save_embedding_layers=False)
 
-    def _finite(self, loss: torch.Tensor) -> torch.Tensor:
+    def finite(self, loss: torch.Tensor) -> torch.Tensor:
+        """``loss`` as it is.
+
+        Raises:
+            TrainingError: It is infinite or not a number.
+        """
         if not torch.isfinite(loss):
             raise TrainingError(
                 f"the loss is {loss.item()} at step {self.state.global_step}; lower the learning rate"
@@ -50,7 +56,7 @@ class _MoguTrainer(Trainer):
         return loss
 
 
-class ResponderTrainer(_MoguTrainer):
+class ResponderTrainer(AdapterTrainer):
     """Trains the responder whose stage is active, on batches of :class:`mogu.train.batches.PairCollator`."""
 
     def __init__(self, *args: Any, recipe: ResponderRecipe, **kwargs: Any) -> None:
@@ -61,16 +67,16 @@ class ResponderTrainer(_MoguTrainer):
         self, model: nn.Module, inputs: dict[str, torch.Tensor], return_outputs: bool = False, **kwargs: Any
     ) -> Any:
         """The ratio (or bounded log ratio) of the wanted answers' cross-entropy to the unwanted ones'."""
-        logits, labels = answer_logits(model, inputs, self._accepts)
+        logits, labels = answer_logits(model, inputs, self.accepts)
         wanted, unwanted = response_cross_entropy(logits, labels).chunk(2)
         if self.recipe.loss == "ratio":
             loss = ratio_loss(wanted, unwanted)
         else:
             loss = log_ratio_loss(wanted, unwanted, LOG_RATIO_FLOOR, LOG_RATIO_CAP)
-        return (self._finite(loss), None) if return_outputs else self._finite(loss)
+        return (self.finite(loss), None) if return_outputs else self.finite(loss)
 
 
-class RouterTrainer(_MoguTrainer):
+class RouterTrainer(AdapterTrainer):
     """Trains the routers end to end, on batches of :class:`mogu.train.batches.RouterCollator`."""
 
     def __init__(self, *args: Any, recipe: RouterRecipe, **kwargs: Any) -> None:
@@ -82,12 +88,12 @@ class RouterTrainer(_MoguTrainer):
     ) -> Any:
         """Cross-entropy of the wanted answer plus λ times the router penalty over all real tokens."""
         with recorded_weights(model) as weights:
-            logits, labels = answer_logits(model, inputs, self._accepts)
+            logits, labels = answer_logits(model, inputs, self.accepts)
             unwill, glad = weights()
         loss = response_cross_entropy(logits, labels).mean() + self.recipe.penalty_weight * router_penalty(
             unwill, glad, inputs["malicious"], inputs["attention_mask"], self.recipe.penalty
         )
-        return (self._finite(loss), None) if return_outputs else self._finite(loss)
+        return (self.finite(loss), None) if return_outputs else self.finite(loss)
 
 
 class JsonlLog(TrainerCallback):

@@ -24,7 +24,7 @@ from mogu.chat import Message, prompt_ids
 from mogu.errors import ConfigError, MoguError
 from mogu.integrations.batching import Batcher
 from mogu.integrations.complete import Completion, Settings, complete
-from mogu.integrations.loading import load_run
+from mogu.loading import load_run
 
 MAX_TOKENS = 512
 """Length at which an answer is cut where neither the task nor ``--max-tokens`` says."""

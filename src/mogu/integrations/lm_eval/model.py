@@ -22,7 +22,7 @@ from lm_eval.models.huggingface import HFLM
 from mogu.adapter.model import mogu_layers, plain_base
 from mogu.chat import TEMPLATES
 from mogu.errors import ConfigError
-from mogu.integrations.loading import load_run
+from mogu.loading import load_run
 
 _PASSED_ON = (
     *("max_batch_size", "max_length", "add_bos_token", "prefix_token_id", "logits_cache", "truncation"),
@@ -71,7 +71,7 @@ class MoguLM(HFLM):
             **others: What HFLM takes for a model that is already loaded.
 
         Raises:
-            MoguError: As :func:`mogu.integrations.loading.load_run`; an argument that means nothing here.
+            MoguError: As :func:`mogu.loading.load_run`; an argument that means nothing here.
         """
         if unknown := sorted(set(others) - set(_PASSED_ON)):
             known = ", ".join(["pretrained, adapter, plain, template, routed_tokens, dtype, quantize", *_PASSED_ON])

@@ -1,4 +1,4 @@
-"""From a run folder to a model that answers, without a command line."""
+"""From the name of a base and a run folder to a model that answers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mogu.adapter import store
 from mogu.adapter.model import active_config
-from mogu.errors import ConfigError
+from mogu.errors import ConfigError, ModelError
 from mogu.recipe import load_recipe
 
 if TYPE_CHECKING:
@@ -16,17 +16,22 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Run:
-    """A base model, perhaps with an adapter on it."""
+class Loaded:
+    """A model that is ready to answer: a base, perhaps with an adapter on it."""
 
     model: Any
     tokenizer: PreTrainedTokenizerBase
-    base: str
-    """Name of the base."""
+    name: str
+    """What the user calls the base."""
     adapter: Path | None
     """Folder of the adapter that is on the model; ``None``: the plain base."""
     template: str | None
     """Published chat template that the adapter was trained with; ``None`` is the tokenizer's own."""
+
+    @property
+    def routed(self) -> bool:
+        """Whether an adapter is on the model."""
+        return self.adapter is not None
 
     @property
     def routed_tokens(self) -> int:
@@ -36,7 +41,7 @@ class Run:
     def record(self) -> dict[str, Any]:
         """What decides the answers, for logs."""
         return {
-            "base": self.base,
+            "base": self.name,
             "adapter": None if self.adapter is None else store.digest(self.adapter),
             "routed_tokens": self.routed_tokens,
         }
@@ -52,7 +57,7 @@ def load_run(
     dtype: str | None = None,
     device: str | None = None,
     quantize: str | None = None,
-) -> Run:
+) -> Loaded:
     """Load what is in a run folder or an adapter folder, on the base that it names.
 
     Args:
@@ -74,16 +79,23 @@ def load_run(
     folder = None if run is None else store.adapter_folder(run)
     name = base or (None if folder is None else store.read_config(folder).base_model)
     if name is None:
-        raise ConfigError(f"the adapter in {folder} does not say which base it is for; name it")
+        raise ConfigError(f"the adapter in {folder} does not say which base it is for; give the base, too")
     if routed_tokens is not None and (folder is None or plain):
         raise ConfigError("routed_tokens needs an adapter: the plain base routes nothing")
     if routed_tokens is not None and routed_tokens < 0:
         raise ConfigError(f"routed_tokens must be at least 0, not {routed_tokens}")
     on = None if plain else folder
-    model, tokenizer = store.load(name, on, dtype=dtype, device=device, quantize=quantize)
+    try:
+        model, tokenizer = store.load(name, on, dtype=dtype, device=device, quantize=quantize)
+    except ModelError as error:
+        if base is None:
+            raise ModelError(
+                f"{error} (the base that {folder} names; give another copy of it, if you have one)"
+            ) from error
+        raise
     if routed_tokens is not None:
         active_config(model).routed_tokens = routed_tokens
-    return Run(model, tokenizer, name, on, template or _template(folder))
+    return Loaded(model, tokenizer, name, on, template or _template(folder))
 
 
 def _template(folder: Path | None) -> str | None:
