@@ -151,7 +151,8 @@ def test_the_limits_come_on_top_of_what_the_mildest_trial_refuses() -> None:
     assert best_balance(trials, LIMITS).shift == -1
 
 
-def test_of_equals_the_smaller_shift_wins() -> None:
+def test_of_equals_the_one_that_refuses_less_then_the_smaller_shift_wins() -> None:
+    assert best_balance([trial(-1, 0.9, 0.0, 0.02), trial(0, 0.92, 0.02, 0.02)], LIMITS).shift == -1
     assert best_balance([trial(-1, 1.0, 0.0), trial(0.5, 1.0, 0.0)], LIMITS).shift == 0.5
     assert best_balance([trial(0.5, 1.0, 0.0), trial(-1, 1.0, 0.0)], LIMITS).shift == 0.5
 

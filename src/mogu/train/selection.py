@@ -179,12 +179,12 @@ def _labels_by_head(
 
 
 def best_balance(trials: Sequence[Balance], recipe: BalanceRecipe) -> Balance:
-    """See :func:`choose_shift`. Of two with equal benefit, the one nearer to the routers as trained wins."""
+    """See :func:`choose_shift`. Of two with equal benefit, the one that refuses less wins, then the smaller shift."""
     # What the mildest trial refuses is mostly what the base refuses by itself; the limits come on top.
     benign = min(trial.benign_refused for trial in trials) + recipe.benign_refused
     borderline = min(trial.borderline_refused for trial in trials) + recipe.borderline_refused
     useful = [t for t in trials if t.benign_refused <= benign + 1e-9 and t.borderline_refused <= borderline + 1e-9]
-    return max(useful or trials, key=lambda t: (round(t.benefit, 9), -abs(t.shift)))
+    return max(useful or trials, key=lambda t: (round(t.benefit, 9), -t.malicious_refused, -abs(t.shift)))
 
 
 def validation_groups(rows: Sequence[Row], count: int) -> dict[str, list[Row]]:
