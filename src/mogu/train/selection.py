@@ -122,10 +122,10 @@ def choose_shift(
 ) -> list[Balance]:
     """Try the recipe's shifts on validation rows, leave the best one set, and return all trials.
 
-    The best is the one with the greatest net benefit (share of malicious prompts refused, less that of benign ones, less
-    that of borderline ones, less that of broken answers) among those that stay within the recipe's limits for benign and
-    borderline prompts; if none does, among all. Borderline prompts are twins of malicious ones, so that the first and
-    third share make Youden's J on the hardest decisions.
+    The best is the one with the greatest net benefit (share of malicious prompts refused, less that of benign ones,
+    less that of borderline ones, less that of broken answers) among those that stay within the recipe's limits for
+    benign and borderline prompts; if none does, among all. Most borderline prompts are twins of malicious ones, so that
+    the first and third share make Youden's J on the hardest decisions.
 
     Args:
         ask: The routed model.
