@@ -43,15 +43,34 @@ def respond(
         **options: Further options of ``generate``, such as ``do_sample=True``.
     """
     answers = [""] * len(prompts)
-    options = {"do_sample": False, **options}
+    options |= {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "template": template}
+    for index, new in response_ids(model, tokenizer, prompts, **options):
+        answers[index] = as_text(tokenizer, new)
+        if on_done is not None:
+            on_done(index, answers[index])
+    return answers
+
+
+def response_ids(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str | Sequence[Message]],
+    *,
+    max_new_tokens: int,
+    batch_size: int = 32,
+    template: str | None = None,
+    **options: Any,
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """As :func:`respond`, but index and new token ids, (new tokens,) int64, of each answer as it arrives."""
     for indices, batch in batches(tokenizer, prompts, batch_size, template, model.device):
         with torch.inference_mode():
-            output = model.generate(**batch, max_new_tokens=max_new_tokens, **options)
-        for index, row in zip(indices, output[:, batch["input_ids"].shape[1] :], strict=True):
-            answers[index] = tokenizer.decode(row, skip_special_tokens=True).strip()
-            if on_done is not None:
-                on_done(index, answers[index])
-    return answers
+            output = model.generate(**batch, **{"do_sample": False, "max_new_tokens": max_new_tokens, **options})
+        yield from zip(indices, output[:, batch["input_ids"].shape[1] :], strict=True)
+
+
+def as_text(tokenizer: PreTrainedTokenizerBase, ids: torch.Tensor) -> str:
+    """An answer's token ids as the text that people read."""
+    return str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
 
 def batches(

@@ -14,7 +14,7 @@ from mogu.adapter.model import active_config, set_shift
 from mogu.data.rows import Row
 from mogu.judge import label_response
 from mogu.recipe import BalanceRecipe
-from mogu.respond import respond
+from mogu.respond import as_text, response_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -71,18 +71,24 @@ class Respondent:
 
     def answers(self, rows: Sequence[Row], new_tokens: int) -> list[str]:
         """The model's greedy answer to each row."""
+        return [answer for (answer,) in self.beginnings(rows, [new_tokens])]
+
+    def beginnings(self, rows: Sequence[Row], lengths: Sequence[int]) -> list[list[str]]:
+        """The model's greedy answer to each row, cut at each of ``lengths`` (tokens)."""
         was_training = self.model.training
         self.model.eval()
-        answers = respond(
+        found: list[list[str]] = [[] for _ in rows]
+        for index, new in response_ids(
             self.model,
             self.tokenizer,
             [row.instruction for row in rows],
-            max_new_tokens=new_tokens,
+            max_new_tokens=max(lengths),
             batch_size=self.batch_size,
             template=self.template,
-        )
+        ):
+            found[index] = [as_text(self.tokenizer, new[:length]) for length in lengths]
         self.model.train(was_training)
-        return answers
+        return found
 
     def labels(self, rows: Sequence[Row], new_tokens: int) -> list[str]:
         """The judge's label of the model's answer to each row."""
@@ -170,11 +176,15 @@ def _labels_by_head(
 
     What follows the routed head comes from the plain base, so an answer whose head was seen at another shift is known.
     """
-    heads = ask.answers(rows, max(active_config(ask.model).routed_tokens, 1))
-    keys = [(row.id, head) for row, head in zip(rows, heads, strict=True)]
+    head = max(active_config(ask.model).routed_tokens, 1)
+    lengths = [head] if known else [head, new_tokens]  # the first time every head is new
+    begun = ask.beginnings(rows, lengths)
+    keys = [(row.id, heads[0]) for row, heads in zip(rows, begun, strict=True)]
     new = [index for index, key in enumerate(keys) if key not in known]
-    for index, label in zip(new, ask.labels([rows[index] for index in new], new_tokens), strict=True):
-        known[keys[index]] = label
+    todo = [rows[index] for index in new]
+    answers = ask.answers(todo, new_tokens) if known else [answer for _, answer in begun]
+    for index, answer in zip(new, answers, strict=True):
+        known[keys[index]] = label_response(rows[index].instruction, answer)
     return {row.id: known[key] for row, key in zip(rows, keys, strict=True)}
 
 
