@@ -17,6 +17,7 @@ from mogu.adapter.model import plain_base
 from mogu.defend import Conversation, Defense, Pipeline, Stopped, Target, create
 from mogu.errors import ConfigError, DataError
 from mogu.evaluate.ask import ANSWERS_FILE, Sampling
+from mogu.evaluate.forcing import perplexities
 from mogu.evaluate.prefill import with_prefill
 from mogu.evaluate.run import (
     COST_FILE,
@@ -356,6 +357,26 @@ def test_passes_through_the_base_are_counted(whole: tuple[Path, dict[str, Any]])
     assert cost["mogu"]["tokens_forwarded"] > cost["none"]["tokens_forwarded"]
     tokens = sum(len(small.tokenizer()(row["response"])["input_ids"]) for row in rows)
     assert cost["none"]["tokens"] == pytest.approx(tokens / 20)
+
+
+def test_the_same_answer_of_two_defences_is_looked_at_once(
+    tmp_path: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[tuple[int, ...], str]] = []
+
+    def watched(target: Target, prompts: Any, answers: Any, done: Any = None) -> Any:
+        seen.extend(zip(map(tuple, prompts), answers, strict=True))
+        return perplexities(target, prompts, answers, done)
+
+    monkeypatch.setattr("mogu.evaluate.measures.perplexities", watched)
+    target = world(adapter, tmp_path)
+    evaluate([create("none", target), as_it_is(target, "twin")], kinds(), tmp_path, settings=SETTINGS)
+    assert len(seen) == len(set(seen)) == 15
+    found = {
+        name: [r["perplexity"] for r in read_responses(tmp_path) if r["defense"] == name] for name in ("none", "twin")
+    }
+    assert found["none"] == found["twin"]
+    assert all(value > 1 for value in found["none"])
 
 
 def test_fresh_does_again_only_what_has_changed(tmp_path: Path, adapter: Path) -> None:

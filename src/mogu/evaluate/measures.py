@@ -50,6 +50,8 @@ class Measures:
         self.suites = {suite.name: suite for suite in suites}
         self.work, self.progress = work, progress
         self.benign = [suite for suite in suites if suite.kind == "benign"]
+        self._perplexity: dict[tuple[tuple[int, ...], str], float | None] = {}
+        """Of each prompt and answer; defences often give the base's own answer, or one fixed refusal."""
 
     def perplexities(self, answers: Mapping[tuple[str, str], Asked]) -> Perplexities | None:
         """Of every answer under the base; None without the base's own answers to benign prompts to compare with."""
@@ -72,15 +74,21 @@ class Measures:
     ) -> _Places:
         """Of one defence's answers to one suite; ``done`` of ``count`` answers were looked at before."""
         base, suite = self.pipelines[BASE], self.suites[name]
-        texts = [asked.replies[place].answer for place in places]
+        rows = [suite.rows[index] for _, index in places]
+        prompts = [(*asked_ids(base, asked_text(row)), *row.get("prefill_ids", ())) for row in rows]
+        pairs = [(prompt, asked.replies[place].answer) for prompt, place in zip(prompts, places, strict=True)]
 
         def compute() -> list[float | None]:
-            rows = [suite.rows[index] for _, index in places]
-            prompts = [[*asked_ids(base, asked_text(row)), *row.get("prefill_ids", ())] for row in rows]
-            return perplexities(base.target, prompts, texts, lambda n: self.progress.update(done + n, count))
+            new = [pair for pair in dict.fromkeys(pairs) if pair not in self._perplexity]
+            values = perplexities(
+                base.target, [p for p, _ in new], [t for _, t in new], lambda n: self.progress.update(done + n, count)
+            )
+            self._perplexity |= dict(zip(new, values, strict=True))
+            return [self._perplexity[pair] for pair in pairs]
 
-        key = key_of([prompts_key(suite), places, texts])
+        key = key_of([prompts_key(suite), places, [text for _, text in pairs]])
         values = _kept(self.work / defense / name / "perplexity.json", key, compute)
+        self._perplexity |= dict(zip(pairs, values, strict=True))
         return dict(zip(places, values, strict=True))
 
     def usability(self, rows: Mapping[tuple[str, str], Sequence[Row]]) -> dict[str, dict[str, Any]]:
