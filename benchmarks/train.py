@@ -78,7 +78,7 @@ class Clock:
         import torch
 
         self.cuda = torch.cuda.is_available()
-        self.ends: list[float] = []
+        self.ends: list[tuple[float, float]] = []
 
     def start(self) -> None:
         import torch
@@ -91,22 +91,23 @@ class Clock:
             ctypes.CDLL(None).malloc_trim(0)
             Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
             self.before = _status("VmRSS")
-        self.ends.append(time.perf_counter())
+        self.ends.append((time.perf_counter(), time.process_time()))
 
     def step(self) -> None:
         import torch
 
         if self.cuda:
             torch.cuda.synchronize()
-        self.ends.append(time.perf_counter())
+        self.ends.append((time.perf_counter(), time.process_time()))
 
     def result(self) -> dict[str, Any]:
-        """Seconds of every step but the first, and bytes."""
+        """Seconds and seconds of processor time of every step but the first, and bytes."""
         import torch
 
         peak = torch.cuda.max_memory_allocated() if self.cuda else _status("VmHWM")
-        times = [after - before for before, after in zip(self.ends[1:], self.ends[2:], strict=False)]
-        return {"seconds": times, "bytes": peak - self.before}
+        steps = list(zip(self.ends[1:], self.ends[2:], strict=False))
+        seconds, cpu = ([after[n] - before[n] for before, after in steps] for n in (0, 1))
+        return {"seconds": seconds, "cpu": cpu, "bytes": peak - self.before}
 
 
 def _status(field: str) -> int:
@@ -289,7 +290,7 @@ def ours(
 
 
 def measure(names: Sequence[str], dtypes: Sequence[str], rounds: int, steps: int) -> dict[str, dict[str, Any]]:
-    """By ``dtype/name``: pairs per second (median, least, most), peak megabytes, tokens of a step, share of padding."""
+    """By ``dtype/name``: pairs per second (median, least, most), processor seconds, peak megabytes, tokens, padding."""
     plan = [(d, name) for d in dtypes for name in names if d == "float32" or name in BF16 or len(dtypes) == 1]
     found: dict[str, list[dict[str, Any]]] = {f"{dtype}/{name}": [] for dtype, name in plan}
     for round_ in range(rounds):
@@ -308,6 +309,7 @@ def summary(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
     speeds = [PAIRS / seconds for result in results for seconds in result["seconds"]]
     return {
         "speed": statistics.median(speeds),
+        "cpu": statistics.median(seconds for result in results for seconds in result["cpu"]),
         "slowest": min(speeds),
         "fastest": max(speeds),
         "megabytes": max(result["bytes"] for result in results) / 1e6,
@@ -358,14 +360,14 @@ def machine() -> dict[str, Any]:
 
 
 def table(found: dict[str, dict[str, Any]], ratios: Sequence[dict[str, Any]]) -> Iterator[str]:
-    yield f"{'':<22} {'pairs/s':>8} {'(range)':>15} {'x':>5} {'MB':>7} {'x':>5} {'tokens':>7} {'padding':>8}  what"
+    yield f"{'':<22} {'pairs/s':>8} {'(range)':>15} {'x':>5} {'cpu s':>6} {'x':>5} {'MB':>6} {'x':>5} {'tokens':>6} {'padding':>8}  what"
     for key, one in found.items():
         dtype, name = key.split("/")
         old = found[f"{dtype}/published"]
         range_ = f"({one['slowest']:.2f} - {one['fastest']:.2f})"
         yield (
-            f"{key:<22} {one['speed']:>8.2f} {range_:>15} {one['speed'] / old['speed']:>5.2f} {one['megabytes']:>7.0f} "
-            f"{one['megabytes'] / old['megabytes']:>5.2f} {one['tokens']:>7} {one['padding']:>8.1%}  "
+            f"{key:<22} {one['speed']:>8.2f} {range_:>15} {one['speed'] / old['speed']:>5.2f} {one['cpu']:>6.2f} "
+            f"{one['cpu'] / old['cpu']:>5.2f} {one['megabytes']:>6.0f} {one['megabytes'] / old['megabytes']:>5.2f} {one['tokens']:>6} {one['padding']:>8.1%}  "
             f"{CONTENDERS[name].text}"
         )
     for bar in ratios:
@@ -375,7 +377,7 @@ def table(found: dict[str, dict[str, Any]], ratios: Sequence[dict[str, Any]]) ->
 
 def write_json(file: Path, found: dict[str, dict[str, Any]], ratios: list[dict[str, Any]], settings: Any) -> None:
     units = {"speed": "pairs/s", "slowest": "pairs/s", "fastest": "pairs/s", "megabytes": "MB above the model"}
-    units |= {"tokens": "tokens per step", "padding": "share of columns"}
+    units |= {"cpu": "processor seconds per step", "tokens": "tokens per step", "padding": "share of columns"}
     figures = [
         {"name": f"{key}/{name}", "value": round(value, 4), "unit": units[name]}
         for key, one in found.items()

@@ -115,7 +115,7 @@ def test_every_epoch_has_another_order_and_an_interrupted_one_goes_on_in_its_own
     broken.train()
     on = trainer(tmp_path / "broken", adapted(), **settings)
     on.train(resume_from_checkpoint=str(tmp_path / "broken" / "checkpoint-6"))
-    assert broken.data_collator.batches == seen[:12]
+    assert broken.data_collator.batches[:12] == seen[:12]  # the next one is read ahead
     assert on.data_collator.batches == seen[12:]
 
 
@@ -182,8 +182,8 @@ def test_compiled_training_is_the_same(tmp_path: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(trainers, "TrainingArguments", captured)
     monkeypatch.setattr(trainers.shutil, "which", lambda name: name)
-    plain = trained(tmp_path / "plain", stage)
-    compiled = trained(tmp_path / "compiled", stage, compute=ComputeRecipe(torch_compile=True))
+    plain = trained(tmp_path / "plain", stage, max_steps=1)
+    compiled = trained(tmp_path / "compiled", stage, max_steps=1, compute=ComputeRecipe(torch_compile=True))
     assert called == [False, True]
     assert_near(compiled, plain)
 
