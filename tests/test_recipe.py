@@ -11,7 +11,7 @@ import yaml
 
 from mogu.chat import TEMPLATES
 from mogu.errors import ConfigError
-from mogu.recipe import AdapterRecipe, Recipe, load_recipe, recipe_names, routed_layers
+from mogu.recipe import AdapterRecipe, ComputeRecipe, Recipe, load_recipe, recipe_names, routed_layers
 
 PAPER = {
     "paper-llama2": ("llama-2", 5e-5, 8, 800, 960),
@@ -81,10 +81,11 @@ def test_published_checkpoints_are_among_those_that_training_saves(name: str) ->
 
 
 def test_what_a_file_leaves_out_keeps_its_default(tmp_path: Path) -> None:
-    recipe = load_recipe(write(tmp_path, "glad: {epochs: 3}\nbalance: {shifts: [-1, 0.5]}"))
+    recipe = load_recipe(write(tmp_path, "glad: {epochs: 3}\ncompute: {bf16: true}\nbalance: {shifts: [-1, 0.5]}"))
     assert recipe.name == "mine"
     assert recipe.glad == dataclasses.replace(Recipe().glad, epochs=3)
     assert recipe.unwill == Recipe().unwill
+    assert recipe.compute == ComputeRecipe(pack=True, bf16=True)
     assert recipe.balance.shifts == (-1.0, 0.5)
 
 
@@ -131,6 +132,7 @@ def test_null_where_it_means_all(tmp_path: Path) -> None:
         ("glad: {learning_rate: fast}", "glad.learning_rate: 'fast' is no float"),
         ("glad: {learning_rate: .nan}", "glad.learning_rate: nan is no float"),
         ("routers: {l2: .inf}", "routers.l2: inf is no float"),
+        ("compute: {bf16: yes please}", "compute.bf16: 'yes please' is no bool"),
         ("glad: {stop_when_good: 1}", "glad.stop_when_good: 1 is no bool"),
         ("glad: {pairs: many}", "glad.pairs: 'many' is no int"),
         ("name: [a]", "name: ['a'] is no str"),

@@ -61,9 +61,9 @@ class ResponderRecipe:
     epochs: int = 10
     """Passes over the pairs."""
     batch_size: int = 1
-    """Pairs in one forward."""
+    """Pairs in one forward and backward: memory."""
     accumulation: int = 8
-    """Forwards per optimizer step."""
+    """Forwards per optimizer step, which learns from batch_size times accumulation pairs."""
     answer_tokens: int = 128
     """Length at which answers are cut."""
     checkpoint_pairs: int = 80
@@ -102,6 +102,20 @@ class RouterRecipe:
     """λ, weight of the router penalty."""
     answer_tokens: int = 128
     """Length at which answers are cut."""
+
+
+@dataclass(frozen=True)
+class ComputeRecipe:
+    """How a training step is computed: what it costs, not what it learns."""
+
+    pack: bool = True
+    """Both answers of a pair in one row behind the prompt that they share, where the base computes the same with it."""
+    bf16: bool = False
+    """Matrix products in bfloat16 (autocast); parameters, norms and losses stay in their own precision."""
+    gradient_checkpointing: bool = False
+    """Keep only what enters each layer and compute the rest again in backward: less memory, more time."""
+    torch_compile: bool = False
+    """Compile the model with torch's inductor; minutes at the start, and on a CPU it needs a C++ compiler."""
 
 
 @dataclass(frozen=True)
@@ -147,6 +161,7 @@ class Recipe:
     glad: ResponderRecipe = field(default_factory=ResponderRecipe)
     unwill: ResponderRecipe = field(default_factory=ResponderRecipe)
     routers: RouterRecipe = field(default_factory=RouterRecipe)
+    compute: ComputeRecipe = field(default_factory=ComputeRecipe)
     balance: BalanceRecipe = field(default_factory=BalanceRecipe)
     evaluation: EvaluationRecipe = field(default_factory=EvaluationRecipe)
 

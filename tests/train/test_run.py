@@ -287,6 +287,7 @@ def test_a_changed_recipe_does_again_only_what_depends_on_it(tmp_path: Path) -> 
     assert again(tmp_path, change(FIT, "routers", l2=0.1)) == ["routers", "balance"]
     assert again(tmp_path, change(FIT, "unwill", epochs=1)) == ["unwill", "routers", "balance"]
     assert again(tmp_path, change(FIT, "glad", epochs=1)) == ["glad", "unwill", "routers", "balance"]
+    assert again(tmp_path, change(FIT, "compute", bf16=True)) == ["glad", "unwill", "routers", "balance"]
 
 
 def test_changed_data_does_everything_again(tmp_path: Path) -> None:
@@ -402,6 +403,26 @@ def test_only_the_recipes_layers_are_routed(tmp_path: Path) -> None:
     trained = run(tmp_path, change(FIT, "adapter", layers_from=0.5))
     assert [index for index, _ in mogu_layers(trained.model)] == [2]
     assert all(".layers.2." in key for key in tensors(tmp_path))
+
+
+def test_pairs_are_packed_unless_the_recipe_says_no(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways learn the same, but for dropout, which draws once for what is computed once."""
+    kinds: list[str] = []
+    real = module.ResponderTrainer
+
+    class Watched(real):  # type: ignore[misc, valid-type]
+        def __init__(self, **kwargs: Any) -> None:
+            kinds.append(type(kwargs["data_collator"]).__name__)
+            super().__init__(**kwargs)
+
+    monkeypatch.setattr(module, "ResponderTrainer", Watched)
+    recipe = change(change(FIT, "adapter", dropout=0.0), "balance", shifts=(0.0,))
+    run(tmp_path / "packed", recipe)
+    run(tmp_path / "doubled", change(recipe, "compute", pack=False))
+    assert kinds == ["PackedCollator"] * 2 + ["PairCollator"] * 2
+    one, two = tensors(tmp_path / "packed"), tensors(tmp_path / "doubled")
+    for key in (key for key in one if "_router" not in key):
+        torch.testing.assert_close(one[key], two[key], atol=1e-4, rtol=1e-3)
 
 
 def test_another_seed_gives_another_adapter(tmp_path: Path, whole: dict[str, Path]) -> None:

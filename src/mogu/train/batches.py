@@ -64,6 +64,13 @@ def pad(encoded: Sequence[Encoded], pad_token_id: int) -> dict[str, torch.Tensor
     }
 
 
+def encode_pair(encode: Encoder, row: Row, wants_refusal: bool) -> tuple[Encoded, Encoded]:
+    """The answer to learn and the one to unlearn, each with the prompt; only refusals end the turn."""
+    refusal = encode(row.instruction, row.unwill, closed=True)
+    help_ = encode(row.instruction, row.glad, closed=False)
+    return (refusal, help_) if wants_refusal else (help_, refusal)
+
+
 @dataclass(frozen=True)
 class PairCollator:
     """Pairs for one responder: the first half of the batch holds the wanted answers, the second the unwanted ones."""
@@ -74,10 +81,12 @@ class PairCollator:
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
         """(2 · pairs, tokens) tensors of :func:`pad`."""
-        refusals = [self.encode(row.instruction, row.unwill, closed=True) for row in rows]
-        helps = [self.encode(row.instruction, row.glad, closed=False) for row in rows]
-        wanted, unwanted = (refusals, helps) if self.wants_refusal else (helps, refusals)
+        wanted, unwanted = zip(*(encode_pair(self.encode, row, self.wants_refusal) for row in rows), strict=True)
         return pad([*wanted, *unwanted], self.encode.tokenizer.pad_token_id)
+
+    def length(self, row: Row) -> int:
+        """Columns that ``row`` takes without padding: its longer half."""
+        return max(len(prompt) + len(answer) for prompt, answer in encode_pair(self.encode, row, self.wants_refusal))
 
 
 @dataclass(frozen=True)
@@ -90,6 +99,10 @@ class RouterCollator:
         """(rows, tokens) tensors of :func:`pad`, and ``malicious`` (rows,) bool."""
         batch = pad([self.encode.wanted(row) for row in rows], self.encode.tokenizer.pad_token_id)
         return {**batch, "malicious": torch.tensor([row.label == "malicious" for row in rows])}
+
+    def length(self, row: Row) -> int:
+        """Columns that ``row`` takes without padding."""
+        return sum(map(len, self.encode.wanted(row)))
 
 
 def answer_logits(model: Any, batch: dict[str, torch.Tensor], accepts: frozenset[str]) -> tuple[Any, torch.Tensor]:

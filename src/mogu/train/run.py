@@ -32,6 +32,7 @@ from mogu.recipe import Recipe, ResponderRecipe, routed_layers
 from mogu.train.batches import Encoder, PairCollator, RouterCollator
 from mogu.train.card import model_card
 from mogu.train.fit import fit_routers
+from mogu.train.packing import PackedCollator, pair_collator
 from mogu.train.selection import (
     Balance,
     Checkpoint,
@@ -46,6 +47,7 @@ from mogu.train.trainers import (
     RouterTrainer,
     RowDataset,
     StepProgress,
+    forward_parameters,
     tensorboard,
     training_arguments,
 )
@@ -173,7 +175,8 @@ class _Run:
         return Trained(self.model, self._save(selection), selection)
 
     def _inputs(self) -> list[Any]:
-        return [self.data_hash, self.model_name, self.precision, self.recipe.template, self.recipe.seed]
+        compute = asdict(self.recipe.compute)
+        return [self.data_hash, self.model_name, self.precision, self.recipe.template, self.recipe.seed, compute]
 
     # --- responders ---
 
@@ -189,12 +192,13 @@ class _Run:
         folder = self._work_folder(stage, inputs)
         every = min(max(recipe.checkpoint_pairs // per_step, 1), steps)
         watch = CheckpointWatch(self.ask, stage, responder_rows(self.rows), folder / "checks.jsonl", per_step, recipe)
+        collate = self._pair_collator(encode, pairs, stage)
         trainer = ResponderTrainer(
             model=self.model,
             recipe=recipe,
             args=self._arguments(folder, recipe, steps, every),
-            train_dataset=RowDataset(pairs),
-            data_collator=PairCollator(encode, wants_refusal=stage == "unwill"),
+            train_dataset=RowDataset(pairs, collate.length),
+            data_collator=collate,
             callbacks=[*self._reporters(stage), watch],
         )
         self._run_trainer(trainer, folder, watch)
@@ -205,6 +209,13 @@ class _Run:
         self._finish(stage, inputs, [asdict(c) for c in checks])
         shutil.rmtree(folder)
         return checks
+
+    def _pair_collator(self, encode: Encoder, pairs: Sequence[Row], stage: Stage) -> PairCollator | PackedCollator:
+        refuses = stage == "unwill"
+        if not self.recipe.compute.pack:
+            return PairCollator(encode, refuses)
+        accepts = forward_parameters(self.model)
+        return pair_collator(self.model, encode, pairs, wants_refusal=refuses, accepts=accepts)
 
     def _run_trainer(self, trainer: Any, folder: Path, watch: CheckpointWatch | None) -> None:
         last = _last_checkpoint(folder)
@@ -234,6 +245,7 @@ class _Run:
             seed=self.recipe.seed,
             quiet=True,
             use_cpu=self.model.device.type == "cpu",
+            compute=self.recipe.compute,
         )
 
     def _reporters(self, stage: str) -> list[TrainerCallback]:
@@ -274,12 +286,13 @@ class _Run:
         encode = Encoder(self.tokenizer, self.recipe.template, recipe.answer_tokens)
         steps = -(-len(rows) // (recipe.batch_size * recipe.accumulation)) * recipe.epochs
         folder = self._work_folder("routers", inputs)
+        collate = RouterCollator(encode)
         trainer = RouterTrainer(
             model=self.model,
             recipe=recipe,
             args=self._arguments(folder, recipe, steps, max(steps // recipe.epochs, 1)),
-            train_dataset=RowDataset(rows),
-            data_collator=RouterCollator(encode),
+            train_dataset=RowDataset(rows, collate.length),
+            data_collator=collate,
             callbacks=self._reporters("routers"),
         )
         self._run_trainer(trainer, folder, None)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 import json
+import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from mogu.adapter.model import recorded_weights
 from mogu.data.rows import Row
 from mogu.errors import TrainingError
-from mogu.recipe import ResponderRecipe, RouterRecipe
+from mogu.recipe import ComputeRecipe, ResponderRecipe, RouterRecipe
 from mogu.train.batches import answer_logits
 from mogu.train.losses import log_ratio_loss, ratio_loss, response_cross_entropy, router_penalty
+from mogu.train.packing import pair_cross_entropy
 
 LOG_RATIO_FLOOR = 0.05
 LOG_RATIO_CAP = 4.0
@@ -33,8 +35,26 @@ class AdapterTrainer(Trainer):
         # peft's forward takes **kwargs, from which Trainer concludes that the loss is already normalised.
         self.model_accepts_loss_kwargs = False
         self.remove_callback(PrinterCallback)  # which prints every log entry when there is no progress bar
-        self.accepts = frozenset(inspect.signature(self.model.get_base_model().forward).parameters)
+        self.accepts = forward_parameters(self.model)
         """Arguments of the base's forward."""
+        if self.args.gradient_checkpointing:
+            self.add_callback(_NoGraphBelow())
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As Trainer's, which leaves autocast and gradient checkpointing switched on; here the model gets them off."""
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+            if self.args.gradient_checkpointing:
+                self.model.gradient_checkpointing_disable()
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        lengths = getattr(self.train_dataset if train_dataset is None else train_dataset, "lengths", None)
+        if lengths is None:
+            return super()._get_train_sampler(train_dataset)
+        together = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        return StepSampler(lengths, together, self.args.seed)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         folder = Path(output_dir or self.args.output_dir)
@@ -56,8 +76,25 @@ class AdapterTrainer(Trainer):
         return loss
 
 
+def forward_parameters(model: Any) -> frozenset[str]:
+    """Names of the parameters of the forward of a peft model's base."""
+    return frozenset(inspect.signature(model.get_base_model().forward).parameters)
+
+
+class _NoGraphBelow(TrainerCallback):
+    """Lets autograd end at the lowest layer that is trained.
+
+    With gradient checkpointing, transformers makes the embeddings' output require gradients, for the reentrant kind,
+    and so every layer below keep its graph.
+    """
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """After Trainer has switched it on."""
+        model.disable_input_require_grads()
+
+
 class ResponderTrainer(AdapterTrainer):
-    """Trains the responder whose stage is active, on batches of :class:`mogu.train.batches.PairCollator`."""
+    """Trains the responder whose stage is active, on batches of :func:`mogu.train.packing.pair_collator`."""
 
     def __init__(self, *args: Any, recipe: ResponderRecipe, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -67,8 +104,7 @@ class ResponderTrainer(AdapterTrainer):
         self, model: nn.Module, inputs: dict[str, torch.Tensor], return_outputs: bool = False, **kwargs: Any
     ) -> Any:
         """The ratio (or bounded log ratio) of the wanted answers' cross-entropy to the unwanted ones'."""
-        logits, labels = answer_logits(model, inputs, self.accepts)
-        wanted, unwanted = response_cross_entropy(logits, labels).chunk(2)
+        wanted, unwanted = pair_cross_entropy(model, inputs, self.accepts)
         if self.recipe.loss == "ratio":
             loss = ratio_loss(wanted, unwanted)
         else:
@@ -91,7 +127,7 @@ class RouterTrainer(AdapterTrainer):
             logits, labels = answer_logits(model, inputs, self.accepts)
             unwill, glad = weights()
         loss = response_cross_entropy(logits, labels).mean() + self.recipe.penalty_weight * router_penalty(
-            unwill, glad, inputs["malicious"], inputs["attention_mask"], self.recipe.penalty
+            unwill.float(), glad.float(), inputs["malicious"], inputs["attention_mask"], self.recipe.penalty
         )
         return (self.finite(loss), None) if return_outputs else self.finite(loss)
 
@@ -133,8 +169,15 @@ def training_arguments(
     seed: int,
     quiet: bool,
     use_cpu: bool,
+    compute: ComputeRecipe | None = None,
 ) -> TrainingArguments:
-    """Trainer's settings for one stage: AdamW at a constant rate, step checkpoints, no evaluation of its own."""
+    """Trainer's settings for one stage: AdamW at a constant rate, step checkpoints, no evaluation of its own.
+
+    Raises:
+        TrainingError: The machine cannot do what ``compute`` asks for.
+    """
+    compute = compute or ComputeRecipe()
+    _check_machine(compute, use_cpu)
     return TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=batch_size,
@@ -155,7 +198,20 @@ def training_arguments(
         disable_tqdm=quiet,
         use_cpu=use_cpu,
         dataloader_pin_memory=False,
+        bf16=compute.bf16,
+        torch_compile=compute.torch_compile,
+        gradient_checkpointing=compute.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False} if compute.gradient_checkpointing else None,
     )
+
+
+def _check_machine(compute: ComputeRecipe, use_cpu: bool) -> None:
+    if compute.bf16 and not use_cpu and not torch.cuda.is_bf16_supported():
+        raise TrainingError("this GPU cannot compute in bfloat16; set compute.bf16 to false in the recipe")
+    if compute.torch_compile and use_cpu and not any(map(shutil.which, ("g++", "clang++"))):
+        raise TrainingError(
+            "compute.torch_compile needs a C++ compiler on a CPU; install g++, or set it to false in the recipe"
+        )
 
 
 def tensorboard(folder: Path) -> list[TrainerCallback]:
@@ -175,11 +231,38 @@ def tensorboard(folder: Path) -> list[TrainerCallback]:
 class RowDataset(torch.utils.data.Dataset[Row]):
     """Rows as a map-style dataset."""
 
-    def __init__(self, rows: Sequence[Row]) -> None:
+    def __init__(self, rows: Sequence[Row], length: Callable[[Row], int] | None = None) -> None:
+        """With ``length`` (columns that a row takes) trainers sort the rows of each step by it."""
         self.rows = list(rows)
+        self.lengths = None if length is None else [length(row) for row in self.rows]
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Row:
         return self.rows[index]
+
+
+class StepSampler(torch.utils.data.Sampler[int]):
+    """A new random order in each epoch, in which the rows of one optimizer step lie sorted by length, longest first.
+
+    Which rows share a step is left to chance: sorting changes their padding, not the gradient of the step.
+    """
+
+    def __init__(self, lengths: Sequence[int], per_step: int, seed: int) -> None:
+        """Of rows of these ``lengths``, ``per_step`` at a time; the same ``seed`` gives the same order."""
+        self.lengths, self.per_step, self.seed = lengths, per_step, seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Trainer says which epoch begins, also after an interruption."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        order = torch.randperm(len(self.lengths), generator=generator).tolist()
+        for start in range(0, len(order), self.per_step):
+            yield from sorted(order[start : start + self.per_step], key=lambda index: (-self.lengths[index], index))

@@ -1,0 +1,229 @@
+"""Packed rows: what is in them, who reads whom, and that losses and gradients are those of the answers alone."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import oracle
+import pytest
+import small
+import tiny
+import torch
+from torch.testing import assert_close
+
+from mogu.adapter.model import set_stage
+from mogu.data.rows import Row
+from mogu.train import packing
+from mogu.train.batches import Encoder, PairCollator
+from mogu.train.losses import IGNORED, log_ratio_loss, ratio_loss
+from mogu.train.packing import PackedCollator, pack, pair_collator, pair_cross_entropy, pair_mask
+from mogu.train.trainers import forward_parameters
+
+ROWS = [row for row in small.rows() if row.split == "train"]
+WIDE = {"sliding_window": 64}
+"""Beyond all rows; tests/tiny.py gives the models with a window one of 6 tokens."""
+WINDOWED = ("gemma2", "gemma3_text", "mistral")
+LOSSES = {
+    "ratio": lambda wanted, unwanted: ratio_loss(wanted, unwanted),
+    "log_ratio": lambda wanted, unwanted: log_ratio_loss(wanted, unwanted, 0.05, 100.0),
+}
+
+each_architecture = pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
+
+
+def encoder(answer_tokens: int = 12) -> Encoder:
+    return Encoder(small.tokenizer(), None, answer_tokens)
+
+
+def adapted(architecture: str, attention: str | None = None, **changes: Any) -> Any:
+    """A base with a strong unwilling responder, and windows wider than all rows unless ``changes`` say otherwise."""
+    if architecture in WINDOWED:
+        changes = {**WIDE, **changes}
+    base = small.base(architecture, **changes)
+    if attention is not None:
+        base.set_attn_implementation(attention)
+    model = tiny.adapted(base, strength=0.3)
+    set_stage(model, "unwill")
+    return model
+
+
+def alone(model: Any, encode: Encoder, row: Row) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cross-entropy of the refusal and of the helpful answer, each in a forward of its own, without padding."""
+    found = []
+    for answer, closed in ((row.unwill, True), (row.glad, False)):
+        prompt, response = encode(row.instruction, answer, closed=closed)
+        ids = torch.tensor([prompt + response])
+        found.append(oracle.cross_entropy(model(input_ids=ids).logits[0], ids[0], len(prompt), ids.shape[1]))
+    return found[0], found[1]
+
+
+def gradients(model: Any, loss: torch.Tensor) -> dict[str, torch.Tensor]:
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    return dict(zip(named, torch.autograd.grad(loss, list(named.values())), strict=True))
+
+
+# rows
+
+
+def test_a_row_is_the_prompt_and_both_answers_each_behind_its_last_token() -> None:
+    batch = pack([(([5, 6, 7], [8, 9]), ([5, 6, 7], [10, 11, 12])), (([5, 6], [8]), ([5, 6], [9]))], 0)
+    assert batch["input_ids"].tolist() == [[5, 6, 7, 8, 7, 10, 11], [0, 0, 0, 0, 5, 6, 6]]
+    assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 2, 3, 4], [0, 0, 0, 0, 0, 1, 1]]
+    assert batch["segments"].tolist() == [[1, 1, 2, 2, 3, 3, 3], [0, 0, 0, 0, 1, 2, 3]]
+    assert batch["targets"].tolist() == [[IGNORED] * 2 + [8, 9, 10, 11, 12], [IGNORED] * 5 + [8, 9]]
+
+
+def test_a_prompt_of_one_token_and_an_empty_answer() -> None:
+    batch = pack([(([5], [6, 7]), ([5], []))], 0)
+    assert batch["input_ids"].tolist() == [[5, 6]]
+    assert batch["segments"].tolist() == [[2, 2]]
+    assert batch["targets"].tolist() == [[6, 7]]
+
+
+@pytest.mark.parametrize("wants_refusal", [True, False])
+def test_the_wanted_answer_comes_first_and_answers_are_cut(wants_refusal: bool) -> None:
+    collate = PackedCollator(encoder(3), wants_refusal)
+    row = ROWS[0]
+    batch = collate([row])
+    refusal, glad = (
+        encoder(3)(row.instruction, row.unwill, closed=True)[1],
+        encoder(3)(row.instruction, row.glad, closed=False)[1],
+    )
+    wanted, unwanted = (refusal, glad) if wants_refusal else (glad, refusal)
+    assert len(refusal) == len(glad) == 3
+    assert batch["targets"][batch["segments"] == packing.WANTED].tolist() == wanted
+    assert batch["targets"][batch["segments"] == packing.UNWANTED].tolist() == unwanted
+    assert batch["input_ids"].shape[1] == collate.length(row)
+
+
+def test_lengths_are_those_of_unpadded_batches() -> None:
+    for collate in (PackedCollator(encoder(), True), PairCollator(encoder(), True)):
+        assert [collate.length(row) for row in ROWS[:6]] == [collate([row])["input_ids"].shape[1] for row in ROWS[:6]]
+
+
+# masks
+
+
+def test_columns_read_the_prompt_and_their_own_answer_up_to_themselves() -> None:
+    segments = [0, 0, 1, 1, 2, 2, 3, 3, 3]
+    mask = pair_mask(torch.tensor([segments]))
+    assert mask.shape == (1, 1, 9, 9)
+    assert mask.dtype == torch.bool
+    for reader, read in itertools.product(range(9), repeat=2):
+        mine, other = segments[reader], segments[read]
+        expected = reader == read or (read < reader and other != 0 and (other == 1 or other == mine))
+        assert mask[0, 0, reader, read].item() == expected, (reader, read)
+
+
+# losses
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@each_architecture
+def test_losses_are_those_of_every_answer_alone(architecture: str, attention: str) -> None:
+    """Rows of unequal lengths, so that all but one are padded."""
+    model, collate = adapted(architecture, attention), PackedCollator(encoder(), True)
+    rows = ROWS[:5]
+    assert len({collate.length(row) for row in rows}) > 2
+    found = pair_cross_entropy(model, collate(rows), forward_parameters(model))
+    expected = [torch.stack(each) for each in zip(*(alone(model, encoder(), row) for row in rows), strict=True)]
+    for one, other in zip(found, expected, strict=True):
+        assert one.shape == (5,)
+        assert_close(one, other, atol=2e-5, rtol=2e-5)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@each_architecture
+def test_gradients_are_those_of_every_answer_alone_and_of_two_rows_for_each_pair(architecture: str, loss: str) -> None:
+    """Answers cut at four tokens."""
+    model, encode = adapted(architecture), encoder(4)
+    rows, accepts = ROWS[2:6], forward_parameters(model)
+    each = [LOSSES[loss](*(one.unsqueeze(0) for one in alone(model, encode, row))) for row in rows]
+    expected = gradients(model, torch.stack(each).mean())
+    for collate in (PackedCollator(encode, True), PairCollator(encode, True)):
+        found = gradients(model, LOSSES[loss](*pair_cross_entropy(model, collate(rows), accepts)))
+        assert max(g.abs().max() for g in expected.values()) > 1e-2
+        for name, gradient in expected.items():
+            assert_close(found[name], gradient, atol=2e-5, rtol=2e-4, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_without_logits_to_keep_the_losses_are_the_same() -> None:
+    model, batch = adapted("llama"), PackedCollator(encoder(), True)(ROWS[:4])
+    accepts = forward_parameters(model)
+    some, every = (pair_cross_entropy(model, batch, names) for names in (accepts, accepts - {"logits_to_keep"}))
+    assert_close(some, every)
+
+
+def test_the_vocabulary_is_projected_only_where_answers_are() -> None:
+    model, batch = adapted("llama"), PackedCollator(encoder(), True)(ROWS[:4])
+    widths = []
+    model.get_output_embeddings().register_forward_hook(lambda module, args, out: widths.append(out.shape[1]))
+    pair_cross_entropy(model, batch, forward_parameters(model))
+    assert widths == [int((batch["segments"] >= packing.WANTED).sum(dim=1).max())]
+
+
+# whether to pack
+
+
+def chosen(model: Any) -> type:
+    accepts = forward_parameters(model)
+    return type(pair_collator(model, encoder(), ROWS, wants_refusal=True, accepts=accepts))
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@each_architecture
+def test_the_ten_architectures_are_packed(architecture: str, attention: str) -> None:
+    assert chosen(adapted(architecture, attention)) is PackedCollator
+
+
+@pytest.mark.parametrize("architecture", ["bloom", "mpt"])
+def test_models_without_positions_are_not(architecture: str) -> None:
+    assert chosen(adapted(architecture)) is PairCollator
+
+
+def test_a_model_that_fails_with_such_a_mask_is_not() -> None:
+    """Falcon with ALiBi takes positions, but counts them from a mask of two dimensions."""
+    assert chosen(adapted("falcon", alibi=True)) is PairCollator
+
+
+@pytest.mark.parametrize("architecture", WINDOWED)
+def test_rows_beyond_a_sliding_window_are_not(architecture: str) -> None:
+    assert chosen(adapted(architecture, sliding_window=6)) is PairCollator
+
+
+def test_attention_that_reads_no_mask_of_ours_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = adapted("llama")
+    monkeypatch.setattr(packing, "_attention", lambda model: "flash_attention_2")
+    assert chosen(model) is PairCollator
+
+
+def test_a_model_that_computes_something_else_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found by trial: here every column reads all before it."""
+    model = adapted("llama")
+    real = packing.pair_mask
+    monkeypatch.setattr(packing, "pair_mask", lambda segments: real(segments.clamp(max=1)))
+    assert chosen(model) is PairCollator
+
+
+def test_running_out_of_memory_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: Any) -> Any:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(packing, "pair_mask", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        chosen(adapted("llama"))
+
+
+def test_trying_leaves_the_model_and_chance_as_they_were() -> None:
+    model = adapted("llama").train()
+    before = torch.get_rng_state()
+    chosen(model)
+    assert model.training
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_in_half_precision_rounding_is_no_difference() -> None:
+    model = adapted("llama").to(torch.bfloat16)
+    assert chosen(model) is PackedCollator
