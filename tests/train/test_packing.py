@@ -17,7 +17,7 @@ from mogu.data.rows import Row
 from mogu.train import packing
 from mogu.train.batches import Encoder, PairCollator
 from mogu.train.losses import IGNORED, log_ratio_loss, ratio_loss
-from mogu.train.packing import PackedCollator, pack, pair_collator, pair_cross_entropy, pair_mask
+from mogu.train.packing import PackedCollator, pack, pair_collator, pair_cross_entropy, segment_mask
 from mogu.train.trainers import forward_parameters
 
 ROWS = [row for row in small.rows() if row.split == "train"]
@@ -107,7 +107,7 @@ def test_lengths_are_those_of_unpadded_batches() -> None:
 
 def test_columns_read_the_prompt_and_their_own_answer_up_to_themselves() -> None:
     segments = [0, 0, 1, 1, 2, 2, 3, 3, 3]
-    mask = pair_mask(torch.tensor([segments]))
+    mask = segment_mask(torch.tensor([segments]))
     assert mask.shape == (1, 1, 9, 9)
     assert mask.dtype == torch.bool
     for reader, read in itertools.product(range(9), repeat=2):
@@ -201,8 +201,8 @@ def test_attention_that_reads_no_mask_of_ours_is_not(monkeypatch: pytest.MonkeyP
 def test_a_model_that_computes_something_else_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     """Found by trial: here every column reads all before it."""
     model = adapted("llama")
-    real = packing.pair_mask
-    monkeypatch.setattr(packing, "pair_mask", lambda segments: real(segments.clamp(max=1)))
+    real = packing.segment_mask
+    monkeypatch.setattr(packing, "segment_mask", lambda segments: real(segments.clamp(max=1)))
     assert chosen(model) is PairCollator
 
 
@@ -210,7 +210,7 @@ def test_running_out_of_memory_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> 
     def full(*args: Any) -> Any:
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr(packing, "pair_mask", full)
+    monkeypatch.setattr(packing, "segment_mask", full)
     with pytest.raises(torch.OutOfMemoryError):
         chosen(adapted("llama"))
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -22,10 +22,10 @@ from torch import nn
 from mogu.adapter.layer import MoguLinear
 from mogu.adapter.model import mogu_layers, set_shift, set_stage
 from mogu.adapter.router import FoldedRouter
-from mogu.chat import prompt_ids
 from mogu.data.rows import Row
 from mogu.errors import TrainingError
-from mogu.train.batches import Encoder, pad
+from mogu.train.batches import Encoded, Encoder
+from mogu.train.layout import Layout, packed, packs_alike, padded
 
 FOLDS = 4
 _ANSWER_TOKENS = 5
@@ -90,11 +90,17 @@ def fit_probe(
 class _FitSet:
     """The tokens that routers are fitted on, one entry each."""
 
-    row: torch.Tensor
+    line: torch.Tensor
     column: torch.Tensor
     y: torch.Tensor
     weight: torch.Tensor
     fold: torch.Tensor
+    lines: torch.Tensor
+    """Fold of each line of the batch, (lines,) int64."""
+
+    def to(self, device: Any) -> _FitSet:
+        """The same on another device."""
+        return _FitSet(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
 
 
 def fit_routers(
@@ -105,6 +111,7 @@ def fit_routers(
     l2: float = 1e-3,
     borderline_weight: float = 1.0,
     sharpness: float = 1.0,
+    pack: bool | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Fit the folded routers of the active adapter in place; the glad router gets the negated logit of the unwill one.
@@ -122,6 +129,7 @@ def fit_routers(
         borderline_weight: Weight of borderline rows relative to other benign ones.
         sharpness: Factor of the fitted logits. Layers that hesitate leave an answer half-way between two responders,
             where a base makes excuses of its own; above 1, each layer decides more firmly.
+        pack: Many rows to a line of the batch (:mod:`mogu.train.layout`); default: where the model computes the same.
         progress: Called with (layers done, layers in all).
 
     Raises:
@@ -131,12 +139,7 @@ def fit_routers(
         raise TrainingError("routers need benign and malicious rows; the data has only one kind")
     layers = [layer for _, layer in mogu_layers(model)]
     name = model.active_adapter
-    rows = _without_longest(encode, rows)
-    encoded = [_with_either_answer(encode, row, index) for index, row in enumerate(rows)]
-    batch = pad(encoded, encode.tokenizer.pad_token_id)
-    if batch["input_ids"].numel() > _MAX_TOKENS:
-        raise TrainingError(f"{len(rows)} rows are too many for one fitting pass; set data.limit in the recipe")
-    tokens = _fit_set(rows, encoded, batch["input_ids"].shape[1], borderline_weight, model.device)
+    layout, tokens = _laid_out(model, encode, rows, borderline_weight, pack)
     set_stage(model, "routed")
     set_shift(model, 0.0)
     handles = []
@@ -147,10 +150,9 @@ def fit_routers(
     handles.append(layers[-1].register_forward_hook(_stop_hook))
     was_training = model.training
     model.eval()
-    inputs = {k: v.to(model.device) for k, v in batch.items() if k != "labels"}
     try:
         with torch.no_grad(), contextlib.suppress(_AllFitted):
-            model.get_base_model().base_model(**inputs, use_cache=False)
+            model.get_base_model().base_model(**layout.inputs, use_cache=False)
     finally:
         for handle in handles:
             handle.remove()
@@ -159,14 +161,43 @@ def fit_routers(
         model.train(was_training)
 
 
-def _without_longest(encode: Encoder, rows: Sequence[Row]) -> list[Row]:
+def _laid_out(
+    model: Any, encode: Encoder, rows: Sequence[Row], borderline_weight: float, pack: bool | None
+) -> tuple[Layout, _FitSet]:
+    """The batch of the fitting pass, on the model's device, and the tokens of it that routers are fitted on."""
+    encoded = [_with_either_answer(encode, row, index) for index, row in enumerate(rows)]
+    prompts, pad_token_id = [prompt for prompt, _ in encoded], encode.tokenizer.pad_token_id
+    # A system prompt before the instruction says nothing about it; the template's tokens after it say most.
+    prefix, suffix = _shared(prompts), max(_shared([prompt[::-1] for prompt in prompts]), 1)
+    shared = max(min(prefix, min(map(len, prompts)) - suffix), 0)
+    if pack or (pack is None and packs_alike(model, encoded, shared, pad_token_id)):
+        layout = packed(model, encoded, _folds(rows), shared, pad_token_id)
+    else:
+        kept = _without_longest(encoded)
+        rows, encoded = [rows[index] for index in kept], [encoded[index] for index in kept]
+        layout = padded(encoded, _folds(rows), pad_token_id)
+    if layout.size > _MAX_TOKENS:
+        raise TrainingError(f"{len(rows)} rows are too many for one fitting pass; set data.limit in the recipe")
+    counts = [
+        [
+            (_INSTRUCTION_WEIGHT, min(max(len(prompt) - prefix - suffix, 0), _INSTRUCTION_TOKENS)),
+            (1.0, suffix),
+            (_ANSWER_WEIGHT, len(answer)),
+        ]
+        for prompt, answer in encoded
+    ]
+    weights = [[weight for weight, count in each for _ in range(count)] for each in counts]
+    return layout.to(model.device), _fit_set(rows, weights, layout, borderline_weight).to(model.device)
+
+
+def _without_longest(encoded: Sequence[Encoded]) -> list[int]:
     """All but the longest twentieth: every row is padded to the longest, and a few of these would double the pass."""
-    lengths = [len(prompt_ids(encode.tokenizer, row.instruction, template=encode.template)) for row in rows]
+    lengths = [len(prompt) for prompt, _ in encoded]
     longest = sorted(lengths)[(len(lengths) - 1) * 19 // 20]
-    return [row for row, length in zip(rows, lengths, strict=True) if length <= longest]
+    return [index for index, length in enumerate(lengths) if length <= longest]
 
 
-def _with_either_answer(encode: Encoder, row: Row, index: int) -> tuple[list[int], list[int]]:
+def _with_either_answer(encode: Encoder, row: Row, index: int) -> Encoded:
     helpful = (index // FOLDS) % 2 == 0
     prompt, answer = encode(row.instruction, row.glad if helpful else row.unwill, closed=False)
     return prompt, answer[:_ANSWER_TOKENS]
@@ -180,37 +211,30 @@ def _shared(prompts: Sequence[Sequence[int]]) -> int:
     return length
 
 
-def _fit_set(
-    rows: Sequence[Row],
-    encoded: Sequence[tuple[list[int], list[int]]],
-    width: int,
-    borderline_weight: float,
-    device: Any,
-) -> _FitSet:
+def _folds(rows: Sequence[Row]) -> list[int]:
+    """Fold of each row; twins share one."""
     folds: dict[str, int] = {}
-    row_index: list[int] = []
+    return [folds.setdefault(row.id, folds.get(row.twin, index % FOLDS)) for index, row in enumerate(rows)]
+
+
+def _fit_set(
+    rows: Sequence[Row], weights: Sequence[Sequence[float]], layout: Layout, borderline_weight: float
+) -> _FitSet:
+    """The last tokens of each row, as many as it has weights."""
+    line: list[int] = []
     column: list[int] = []
     y: list[float] = []
     weight: list[float] = []
-    fold: list[int] = []
-    # A system prompt before the instruction says nothing about it; the template's tokens after it say most.
-    prefix = _shared([prompt for prompt, _ in encoded])
-    suffix = max(_shared([prompt[::-1] for prompt, _ in encoded]), 1)
-    for index, row in enumerate(rows):
-        mine = folds.setdefault(row.id, folds.get(row.twin, index % FOLDS))
-        prompt, answer = encoded[index]
-        instruction = min(max(len(prompt) - prefix - suffix, 0), _INSTRUCTION_TOKENS)
-        each = [_INSTRUCTION_WEIGHT] * instruction + [1.0] * suffix + [_ANSWER_WEIGHT] * len(answer)
-        row_index += [index] * len(each)
-        column += range(width - len(each), width)
+    for row, each, n, end in zip(rows, weights, layout.line, layout.end, strict=True):
+        line += [n] * len(each)
+        column += range(end - len(each), end)
         y += [float(row.label == "malicious")] * len(each)
         weight += [w / sum(each) * (borderline_weight if row.borderline else 1.0) for w in each]
-        fold += [mine] * len(each)
-    labels, weights = torch.tensor(y), torch.tensor(weight)
+    labels, shares = torch.tensor(y), torch.tensor(weight)
     for value in (0.0, 1.0):
-        weights[labels == value] /= 2 * weights[labels == value].sum()
+        shares[labels == value] /= 2 * shares[labels == value].sum()
     return _FitSet(
-        *(t.to(device) for t in (torch.tensor(row_index), torch.tensor(column), labels, weights, torch.tensor(fold)))
+        torch.tensor(line), torch.tensor(column), labels, shares, layout.fold[torch.tensor(line)], layout.fold
     )
 
 
@@ -219,7 +243,7 @@ def _fitting_hook(
 ) -> Callable[[nn.Module, tuple[Any, ...]], None]:
     def hook(layer: nn.Module, args: tuple[Any, ...]) -> None:
         assert isinstance(layer, MoguLinear)
-        x = args[0][tokens.row, tokens.column].float()
+        x = args[0][tokens.line, tokens.column].float()
         w, b = fit_probe(x, tokens.y, tokens.weight, l2)
         unwill, glad = layer.mogu_unwill_router[name], layer.mogu_glad_router[name]
         assert isinstance(unwill, FoldedRouter)
@@ -229,14 +253,12 @@ def _fitting_hook(
         glad.weight.copy_(-sharpness * w)
         glad.bias.copy_(-sharpness * b)
         # Out of fold: what the layers above see is routed by probes that did not see the row.
-        row_fold = torch.zeros(args[0].shape[0], dtype=torch.long, device=x.device)
-        row_fold[tokens.row] = tokens.fold
         logits = args[0].new_zeros(args[0].shape[:-1], dtype=torch.float32)
         for fold in range(FOLDS):
             others = tokens.fold != fold
             weight = tokens.weight * others
             w, b = fit_probe(x[others], tokens.y[others], weight[others] / weight.sum(), l2)
-            mine = row_fold == fold
+            mine = tokens.lines == fold
             logits[mine] = sharpness * (args[0][mine].float() @ w + b)
         layer.override = (torch.sigmoid(logits), torch.sigmoid(-logits))
 

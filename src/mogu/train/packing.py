@@ -27,6 +27,8 @@ PADDING, PROMPT, WANTED, UNWANTED = range(4)
 
 _TAKE_ANY_MASK = ("sdpa", "eager")
 """Attention implementations of transformers that read a mask of their caller's (rows, 1, tokens, tokens)."""
+REFUSED_MASK = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, NotImplementedError)
+"""An architecture that wants two dimensions of a mask says so in many ways."""
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
 _ROUGH_TOLERANCE = 5e-2
 """Nats per token by which two equal computations may differ, relative where above 1; half precision is rough."""
@@ -64,14 +66,15 @@ def _packed_row(prompt: list[int], wanted: list[int], unwanted: list[int]) -> di
     return {"input_ids": ids, "position_ids": positions, "segments": segments, "targets": targets}
 
 
-def pair_mask(segments: torch.Tensor) -> torch.Tensor:
+def segment_mask(segments: torch.Tensor) -> torch.Tensor:
     """Which column (second to last axis) reads which (last axis).
 
     Args:
-        segments: (pairs, tokens) int64, from :func:`pack`.
+        segments: (rows, tokens) int64: :data:`PADDING`, :data:`PROMPT`, or any other number for each text after the
+            prompt, as from :func:`pack`.
 
     Returns:
-        (pairs, 1, tokens, tokens) bool. A column of padding reads itself only: a softmax over nothing is not a number.
+        (rows, 1, tokens, tokens) bool. A column of padding reads itself only: a softmax over nothing is not a number.
     """
     columns = torch.arange(segments.shape[1], device=segments.device)
     reader, read = segments[:, :, None], segments[:, None, :]
@@ -121,7 +124,9 @@ def pair_cross_entropy(
     kept = segments.shape[1] - int((targets != IGNORED).any(dim=0).nonzero()[0])
     if "logits_to_keep" in accepts:
         inputs["logits_to_keep"] = kept
-    logits = model(**inputs, attention_mask=_as_read_by(model, pair_mask(segments)), use_cache=False).logits[:, -kept:]
+    logits = model(**inputs, attention_mask=as_read_by(model, segment_mask(segments)), use_cache=False).logits[
+        :, -kept:
+    ]
     segments, targets = segments[:, -kept:], targets[:, -kept:]
     losses = functional.cross_entropy(
         logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none"
@@ -133,8 +138,8 @@ def _mean_over(losses: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
     return (losses * where).sum(dim=1) / where.sum(dim=1).clamp(min=1)
 
 
-def _as_read_by(model: Any, mask: torch.Tensor) -> torch.Tensor:
-    """The mask as the model's attention wants it: sdpa reads truth values, eager adds."""
+def as_read_by(model: Any, mask: torch.Tensor) -> torch.Tensor:
+    """A mask of :func:`segment_mask` as the model's attention wants it: sdpa reads truth values, eager adds."""
     if _attention(model) == "sdpa":
         return mask
     dtype = next(model.parameters()).dtype
@@ -152,8 +157,6 @@ def pair_collator(
     """Packed rows where ``model`` computes the same with them, else two rows for each pair.
 
     Decided by trial: the longest pair of ``rows`` and the shortest go through the model both ways, without gradients.
-    Not tried, since it could not be told from rounding or would break the device: attention that cannot read any mask
-    (flash), models that take no positions (ALiBi), rows that reach beyond a sliding window.
 
     Args:
         model: peft model, the responder's stage active.
@@ -164,14 +167,24 @@ def pair_collator(
     """
     packed, doubled = PackedCollator(encode, wants_refusal), PairCollator(encode, wants_refusal)
     by_length = sorted(rows, key=doubled.length)
-    window = getattr(model.config.get_text_config(), "sliding_window", None)
-    if (
-        _attention(model) not in _TAKE_ANY_MASK
-        or "position_ids" not in accepts
-        or (window is not None and doubled.length(by_length[-1]) > window)
-    ):
+    if not may_pack(model, accepts, doubled.length(by_length[-1])):
         return doubled
     return packed if _same_losses(model, packed, doubled, [by_length[-1], by_length[0]], accepts) else doubled
+
+
+def may_pack(model: Any, accepts: frozenset[str], longest: int) -> bool:
+    """Whether packed rows are worth a trial.
+
+    Where not, the trial could not tell the difference from rounding, or would break the device: attention that cannot
+    read any mask (flash), models that take no positions (ALiBi), rows that reach beyond a sliding window.
+
+    Args:
+        model: The model.
+        accepts: Names of the parameters of its forward.
+        longest: Tokens of the longest text, prompt included.
+    """
+    window = getattr(model.config.get_text_config(), "sliding_window", None)
+    return _attention(model) in _TAKE_ANY_MASK and "position_ids" in accepts and (window is None or longest <= window)
 
 
 def _same_losses(
@@ -187,8 +200,8 @@ def _same_losses(
             ]
     except torch.OutOfMemoryError:
         raise
-    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, NotImplementedError):
-        return False  # an architecture that wants two dimensions of a mask says so in many ways
+    except REFUSED_MASK:
+        return False
     finally:
         model.train(was_training)
     tolerance = _TOLERANCE.get(model.dtype, _ROUGH_TOLERANCE)
