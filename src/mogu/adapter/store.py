@@ -130,7 +130,9 @@ def save(model: PeftModel, folder: str | Path, files: dict[str, str] | None = No
     folder, name = Path(folder), model.active_adapter
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        workshop = Path(tempfile.mkdtemp(prefix=folder.name + ".", dir=folder.parent))
+        for killed in folder.parent.glob(f".{folder.name}.*.partial"):
+            shutil.rmtree(killed, ignore_errors=True)
+        workshop = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
     except OSError as error:
         raise AdapterError(f"cannot write to {folder.parent}: {error}") from error
     try:

@@ -130,7 +130,7 @@ def writable_folder(folder: Path) -> Path:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder):
+        with tempfile.TemporaryFile(dir=folder):
             return folder
     except OSError as error:
         raise ConfigError(f"cannot write to {folder}: {error.strerror or error}; choose another --out") from error

@@ -31,6 +31,8 @@ from mogu.progress import Progress
 from mogu.recipe import Recipe, ResponderRecipe, routed_layers
 from mogu.train.batches import Encoder, PairCollator, RouterCollator
 from mogu.train.card import model_card
+from mogu.train.checkpoints import keep_whole, read_checkpoint, step_of, storage
+from mogu.train.context import check_context
 from mogu.train.fit import fit_routers
 from mogu.train.selection import (
     Balance,
@@ -99,16 +101,20 @@ def train(
         progress: Told what happens.
 
     Raises:
-        TrainingError: A class is missing in the data, or the loss is no longer finite.
+        TrainingError: A class is missing in the data, a row is longer than the base's context, the loss is no longer
+            finite, or the disk is full.
     """
     for split in ("train", "validation"):
         for label in ("benign", "malicious"):
             if not any(row.split == split and row.label == label for row in rows):
                 raise TrainingError(f"the data has no {label} row in the {split} split; add some and build it again")
-    return _Run(base, tokenizer, rows, recipe, Path(out), model_name, batch_size, progress or Progress()).all_stages()
+    check_context(base.config, tokenizer, rows, recipe)
+    with storage(Path(out)):
+        run = Run(base, tokenizer, rows, recipe, Path(out), model_name, batch_size, progress or Progress())
+        return run.all_stages()
 
 
-class _Run:
+class Run:
     """One training run; the arguments of :func:`train` and what they lead to."""
 
     def __init__(
@@ -148,6 +154,7 @@ class _Run:
         )
 
     def all_stages(self) -> Trained:
+        """Train what is not finished, stage after stage, and save the adapter."""
         self.stages.mkdir(parents=True, exist_ok=True)
         write_text(self.out / "recipe.yaml", self.recipe.to_yaml())
         selection: dict[str, list[dict[str, Any]]] = {}
@@ -166,10 +173,10 @@ class _Run:
         if self._finished("routers", done) is None:
             self._routers(done)
             self._finish("routers", done, [])
+            shutil.rmtree(self.stages / "routers.work", ignore_errors=True)
         done = _hash([done, asdict(self.recipe.balance)])
         selection["balance"] = [asdict(b) for b in self._balance(done)]
-        for leftover in self.stages.glob("*.work"):
-            shutil.rmtree(leftover)
+        self._clear_leftovers()
         return Trained(self.model, self._save(selection), selection)
 
     def _inputs(self) -> list[Any]:
@@ -207,12 +214,12 @@ class _Run:
         return checks
 
     def _run_trainer(self, trainer: Any, folder: Path, watch: CheckpointWatch | None) -> None:
-        last = _last_checkpoint(folder)
+        last = keep_whole(folder)
         if last is not None:
-            over = _step(last) >= trainer.args.max_steps  # or Trainer would take one more step
-            if over or (watch is not None and not watch.knows(_step(last))):
+            over = step_of(last) >= trainer.args.max_steps  # or Trainer would take one more step
+            if over or (watch is not None and not watch.knows(step_of(last))):
                 self._load_checkpoint(last)
-            if (watch is not None and watch.catch_up(_step(last))) or over:
+            if (watch is not None and watch.catch_up(step_of(last))) or over:
                 return
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
 
@@ -283,7 +290,6 @@ class _Run:
             callbacks=self._reporters("routers"),
         )
         self._run_trainer(trainer, folder, None)
-        shutil.rmtree(folder)
 
     # --- balance ---
 
@@ -360,14 +366,22 @@ class _Run:
             # Without the record of other inputs first, an interruption between the files would match it with these.
             (self.stages / f"{stage}.json").unlink(missing_ok=True)
             tensors = {k: v.contiguous() for k, v in self.model.state_dict().items() if "mogu_" in k}
+            if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
+                raise TrainingError(f"the {stage} stage ends in weights that are not finite; load the base as float32")
             save_file(tensors, self.stages / f"{stage}.tmp")
             (self.stages / f"{stage}.tmp").replace(self.stages / f"{stage}.safetensors")
         write_text(self.stages / f"{stage}.json", json.dumps({"inputs": inputs, "report": report}, indent=1))
 
+    def _clear_leftovers(self) -> None:
+        """Remove what killed runs left among the stages: checkpoints, and files under a temporary name."""
+        for path in self.stages.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.suffix not in (".json", ".safetensors"):
+                path.unlink()
+
     def _load_checkpoint(self, checkpoint: Path) -> None:
-        name, known = self.model.active_adapter, self.model.state_dict()
-        saved = load_file(checkpoint / "adapter_model.safetensors")
-        self._load({_with_adapter_name(key, name, known): value for key, value in saved.items()})
+        self._load(read_checkpoint(checkpoint, self.model))
 
     def _load(self, tensors: dict[str, torch.Tensor]) -> None:
         result = self.model.load_state_dict(tensors, strict=False)
@@ -383,22 +397,6 @@ class _Run:
             folder.mkdir(parents=True)
             marker.write_text(inputs)
         return folder
-
-
-def _last_checkpoint(folder: Path) -> Path | None:
-    """Trainer's last whole checkpoint: its state is what it writes last."""
-    whole = (path.parent for path in folder.glob("checkpoint-*/trainer_state.json"))
-    return max(whole, key=_step, default=None)
-
-
-def _step(checkpoint: Path) -> int:
-    return int(checkpoint.name.rpartition("-")[2])
-
-
-def _with_adapter_name(key: str, name: str, known: dict[str, torch.Tensor]) -> str:
-    """The model's name of a tensor of a saved adapter, whose names leave the adapter's own out."""
-    head, _, last = key.rpartition(".")
-    return f"{key}.{name}" if f"{key}.{name}" in known else f"{head}.{name}.{last}"
 
 
 def _hash(value: Any) -> str:
