@@ -91,6 +91,13 @@ Benign = Annotated[
     str, typer.Option(metavar="SOURCE", help="'seeds', or .jsonl, .csv or .txt files, separated by commas.")
 ]
 Malicious = Annotated[str, typer.Option(metavar="SOURCE", help="The same for malicious instructions.")]
+Track = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME[,NAME…]",
+        help="Where losses are shown: tensorboard, wandb, mlflow; default: tensorboard where it is installed.",
+    ),
+]
 Dtype = Annotated[
     str | None, typer.Option(metavar="TYPE", help="float32 (default), bfloat16, float16, or auto: the checkpoint's.")
 ]

@@ -23,6 +23,7 @@ def train(
     dtype: options.Dtype = None,
     device: options.Device = None,
     quantize: options.Quantize = None,
+    track: options.Track = None,
     config: options.Config = None,
 ) -> None:
     """Train a MoGU adapter on a data set. Run again to go on after an interruption."""
@@ -35,11 +36,12 @@ def train(
         from mogu.data.rows import read_rows
         from mogu.models import load_base
         from mogu.train.run import train as run_training
+        from mogu.train.track import trackers
 
-        rows = read_rows(data)
+        tracked, rows = trackers(track), read_rows(data)
         base, tokenizer = load_base(model, dtype=dtype, device=device, quantize=quantize)
         progress.end(f"{len(rows)} rows of data")
         if not resume:
             shutil.rmtree(out / "stages", ignore_errors=True)
-        trained = run_training(base, tokenizer, rows, chosen, out, model_name=model, progress=progress)
+        trained = run_training(base, tokenizer, rows, chosen, out, model_name=model, track=tracked, progress=progress)
     print(f"adapter: {trained.adapter}\nTry it: mogu chat --adapter {out}")
