@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 EMBEDDED = "smollm2"
 """Name of the embedded default model."""
+EMBEDDED_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+"""What it is called on the hub."""
 
 _CACHE_FORMAT = 1
 _STAMP = "mogu-cache.json"

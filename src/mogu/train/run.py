@@ -28,7 +28,7 @@ from mogu.adapter.model import active_config, fold_routers, mogu_layers, set_shi
 from mogu.data.rows import Row, fingerprint, instruction_of, write_text
 from mogu.errors import TrainingError
 from mogu.progress import Progress
-from mogu.recipe import Recipe, ResponderRecipe, routed_layers
+from mogu.recipe import RECIPE_FILE, Recipe, ResponderRecipe, routed_layers
 from mogu.train.batches import Encoder, PairCollator, RouterCollator
 from mogu.train.card import model_card
 from mogu.train.checkpoints import keep_whole, read_checkpoint, step_of, storage
@@ -42,13 +42,13 @@ from mogu.train.selection import (
     choose_shift,
     responder_rows,
 )
+from mogu.train.track import reporters, trackers
 from mogu.train.trainers import (
     JsonlLog,
     ResponderTrainer,
     RouterTrainer,
     RowDataset,
     StepProgress,
-    tensorboard,
     training_arguments,
 )
 from mogu.train.watch import CheckpointWatch
@@ -86,6 +86,7 @@ def train(
     *,
     model_name: str,
     batch_size: int = 32,
+    track: tuple[str, ...] | None = None,
     progress: Progress | None = None,
 ) -> Trained:
     """Train a MoGU adapter and write it to ``OUT/adapter``.
@@ -98,6 +99,8 @@ def train(
         out: Run folder.
         model_name: What the user calls the base.
         batch_size: Prompts at a time while validating.
+        track: Where losses are shown besides ``OUT/training.jsonl`` (see :func:`mogu.train.track.trackers`);
+            ``None`` is tensorboard where it is installed.
         progress: Told what happens.
 
     Raises:
@@ -111,6 +114,7 @@ def train(
     check_context(base.config, tokenizer, rows, recipe)
     with storage(Path(out)):
         run = Run(base, tokenizer, rows, recipe, Path(out), model_name, batch_size, progress or Progress())
+        run.track = trackers(None) if track is None else track
         return run.all_stages()
 
 
@@ -130,6 +134,7 @@ class Run:
     ) -> None:
         self.rows, self.recipe, self.out = rows, recipe, out
         self.model_name, self.progress = model_name, progress
+        self.track: tuple[str, ...] = ()
         self.tokenizer = tokenizer
         self.train_rows = [row for row in rows if row.split == "train"]
         self.stages = out / "stages"
@@ -156,7 +161,7 @@ class Run:
     def all_stages(self) -> Trained:
         """Train what is not finished, stage after stage, and save the adapter."""
         self.stages.mkdir(parents=True, exist_ok=True)
-        write_text(self.out / "recipe.yaml", self.recipe.to_yaml())
+        write_text(self.out / RECIPE_FILE, self.recipe.to_yaml())
         selection: dict[str, list[dict[str, Any]]] = {}
         done = ""
         for stage, text in _RESPONDERS:
@@ -247,7 +252,7 @@ class Run:
         return [
             JsonlLog(self.out / LOG_FILE, stage),
             StepProgress(self.progress.update),
-            *tensorboard(self.out / "tensorboard" / stage),
+            *reporters(self.track, self.out, stage),
         ]
 
     # --- routers ---
@@ -341,7 +346,7 @@ class Run:
             "versions": versions(),
         }
         files = {
-            "recipe.yaml": self.recipe.to_yaml(),
+            RECIPE_FILE: self.recipe.to_yaml(),
             "mogu.json": json.dumps(record, indent=1) + "\n",
             "README.md": model_card(self.recipe, record),
         }
