@@ -103,6 +103,17 @@ def load_tokenizer(model: str | Path, *, trust_remote_code: bool = False) -> Pre
     return tokenizer
 
 
+def empty_base(model: str | Path, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """The base (see :func:`load_base`) without its weights: its shape, on torch's meta device."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    source = _locate(str(model))
+    with _readable_errors(str(model)), _quiet_transformers(), torch.device("meta"):
+        config = AutoConfig.from_pretrained(source.path, trust_remote_code=trust_remote_code, **source.options)
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+
+
 class _Source:
     """Where transformers finds a model: a path or hub id and extra ``from_pretrained`` options."""
 

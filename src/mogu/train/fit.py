@@ -134,8 +134,7 @@ def fit_routers(
     rows = _without_longest(encode, rows)
     encoded = [_with_either_answer(encode, row, index) for index, row in enumerate(rows)]
     batch = pad(encoded, encode.tokenizer.pad_token_id)
-    if batch["input_ids"].numel() > _MAX_TOKENS:
-        raise TrainingError(f"{len(rows)} rows are too many for one fitting pass; set data.limit in the recipe")
+    check_size(len(rows), batch["input_ids"].numel())
     tokens = _fit_set(rows, encoded, batch["input_ids"].shape[1], borderline_weight, model.device)
     set_stage(model, "routed")
     set_shift(model, 0.0)
@@ -157,6 +156,12 @@ def fit_routers(
         for layer in layers:
             layer.override = None
         model.train(was_training)
+
+
+def check_size(rows: int, tokens: int) -> None:
+    """Raise :class:`~mogu.errors.TrainingError` if so many rows and tokens are more than one pass should hold."""
+    if tokens > _MAX_TOKENS:
+        raise TrainingError(f"{rows} rows are too many for one fitting pass; set data.limit in the recipe")
 
 
 def _without_longest(encode: Encoder, rows: Sequence[Row]) -> list[Row]:

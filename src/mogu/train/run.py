@@ -31,8 +31,8 @@ from mogu.progress import Progress
 from mogu.recipe import RECIPE_FILE, Recipe, ResponderRecipe, routed_layers
 from mogu.train.batches import Encoder, PairCollator, RouterCollator
 from mogu.train.card import model_card
+from mogu.train.check import check_data
 from mogu.train.checkpoints import keep_whole, read_checkpoint, step_of, storage
-from mogu.train.context import check_context
 from mogu.train.fit import fit_routers
 from mogu.train.selection import (
     Balance,
@@ -60,7 +60,7 @@ if TYPE_CHECKING:
 LOG_FILE = "training.jsonl"
 _TRAINED = ("glad", "unwill", "routers")
 """Stages that leave tensors."""
-_RESPONDERS: tuple[tuple[Stage, str], ...] = (
+RESPONDERS: tuple[tuple[Stage, str], ...] = (
     ("glad", "glad responder: learns always to help"),
     ("unwill", "unwilling responder: learns always to refuse"),
 )
@@ -107,11 +107,7 @@ def train(
         TrainingError: A class is missing in the data, a row is longer than the base's context, the loss is no longer
             finite, or the disk is full.
     """
-    for split in ("train", "validation"):
-        for label in ("benign", "malicious"):
-            if not any(row.split == split and row.label == label for row in rows):
-                raise TrainingError(f"the data has no {label} row in the {split} split; add some and build it again")
-    check_context(base.config, tokenizer, rows, recipe)
+    check_data(base.config, tokenizer, rows, recipe)
     with storage(Path(out)):
         run = Run(base, tokenizer, rows, recipe, Path(out), model_name, batch_size, progress or Progress())
         run.track = trackers(None) if track is None else track
@@ -164,7 +160,7 @@ class Run:
         write_text(self.out / RECIPE_FILE, self.recipe.to_yaml())
         selection: dict[str, list[dict[str, Any]]] = {}
         done = ""
-        for stage, text in _RESPONDERS:
+        for stage, text in RESPONDERS:
             recipe: ResponderRecipe = getattr(self.recipe, stage)
             done = _hash([done, asdict(self.recipe.adapter), asdict(recipe), self._inputs()])
             checks = self._finished(stage, done)

@@ -10,7 +10,7 @@ import small
 import tiny
 
 from mogu.errors import TrainingError
-from mogu.train.context import check_context
+from mogu.train.check import check_context
 from mogu.train.run import train
 
 ROWS = small.rows()

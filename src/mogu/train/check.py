@@ -1,4 +1,4 @@
-"""Rows must fit into what the model can read."""
+"""What is wrong with the rows of a data set is said before any work is done."""
 
 from __future__ import annotations
 
@@ -15,8 +15,21 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+def check_data(config: Any, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], recipe: Recipe) -> None:
+    """Find what no training gets over: a class without rows, and rows that the base cannot read.
+
+    Raises:
+        TrainingError: One of these, and what to do.
+    """
+    for split in ("train", "validation"):
+        for label in ("benign", "malicious"):
+            if not any(row.split == split and row.label == label for row in rows):
+                raise TrainingError(f"the data has no {label} row in the {split} split; add some and build it again")
+    check_context(config, tokenizer, rows, recipe)
+
+
 def check_context(config: Any, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], recipe: Recipe) -> None:
-    """Find rows that the base cannot read to the end, before any work is done.
+    """Find rows that the base cannot read to the end.
 
     A training row takes its prompt and the longer of its answers as training cuts it, a validation row its prompt and
     the answer that it is asked for.
