@@ -193,7 +193,7 @@ def test_the_table_has_a_line_for_each_stage() -> None:
         "steps": "114",
         "rows/step": "8",
         "s/step": "2.00",
-        "time at most": "5 min",
+        "time at most": "4 min",
         "gradients": "720.0 KiB",
         "optimizer": "1.4 MiB",
         "activations": "1.0 GiB",
@@ -204,7 +204,7 @@ def test_the_conclusion_says_base_memory_and_time() -> None:
     assert conclusion(made(), BATCHES) == [
         "base:   smollm2, 134.5 M parameters, float32 on cpu; 3 of 3 layers routed",
         "memory: 1.5 GiB at the peak, 513.0 MiB of it weights; 20.0 GiB available",
-        "time:   5 min at most, without loading the model and building data",
+        "time:   4 min at most, without loading the model and building data",
     ]
 
 
@@ -244,8 +244,8 @@ def test_weights_that_do_not_fit_are_said_without_stages() -> None:
         (size(2**20), "1.0 MiB"),
         (duration(0.1), "1 s"),
         (duration(88.9), "89 s"),
-        (duration(89), "2 min"),
-        (duration(5_400), "1 h 31 min"),
+        (duration(90), "2 min"),
+        (duration(5_400), "1 h 30 min"),
     ],
 )
 def test_numbers_are_short(shown: str, text: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from mogu.recipe import Recipe
 from mogu.train.estimate import Estimate, StageEstimate
 
@@ -113,7 +115,7 @@ def duration(seconds: float) -> str:
     >>> duration(4.2), duration(700), duration(9000)
     ('5 s', '12 min', '2 h 30 min')
     """
-    whole = int(seconds) + 1
+    whole = max(math.ceil(seconds), 1)
     if whole < 90:
         return f"{whole} s"
     minutes = -(-whole // 60)
