@@ -72,8 +72,8 @@ def test_what_lies_inside_a_run_is_none(tmp_path: Path) -> None:
 
 
 def test_adapters_data_sets_and_evaluations_are_no_runs(tmp_path: Path) -> None:
-    write(tmp_path / "adapter" / "adapter_config.json", {})
-    write(tmp_path / "adapter" / "recipe.yaml", "name: a\n")
+    write(tmp_path / "published" / "adapter_config.json", {})
+    write(tmp_path / "published" / "recipe.yaml", "name: a\n")
     write(tmp_path / "data" / "rows.jsonl", "")
     write(tmp_path / "data" / "manifest.json", {})
     write(tmp_path / "evaluation" / "summary.json", {"suites": []})
