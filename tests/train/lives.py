@@ -1,16 +1,17 @@
 """``mogu train`` again and again in processes that kill themselves at chosen points, for ``test_kills.py``.
 
 A script: it loads the libraries once and forks, so that each life costs no start. What it is told and what it tells is
-JSON: a list of ``{"arguments": […], "out": DIR, "die": N or null, "half": bool}``, and a list of
+JSON: a list of ``{"arguments": […], "out": DIR, "die": N, [life, share] or null, "half": bool}``, and a list of
 ``{"status": wait status, "events": changes of files seen}``.
 
-A life dies by SIGKILL just before its ``N``-th change below ``DIR``: a file opened for writing, renamed or removed, a
-folder made or removed. With ``half``, the file that was opened last is cut in its middle first, as if the kill had
-come while it was written.
+A life dies by SIGKILL just before its ``N``-th change below ``DIR``, or after that share of the changes of an earlier
+life. A change: a file opened for writing, renamed or removed, a folder made or removed. With ``half``, the file that
+was opened last is cut in its middle first, as if the kill had come while it was written.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -89,10 +90,18 @@ def main() -> None:
 
     import mogu.decode
     import mogu.train.run  # noqa: F401
+    from mogu.models import load_base
 
     tell_of_native_writes()
+    told = json.load(sys.stdin)
+    load_base(told[0]["arguments"][2])[1].apply_chat_template([{"role": "user", "content": ""}])
+    gc.collect()
+    gc.freeze()  # or every child looks through all of torch's objects
     results = []
-    for life in json.load(sys.stdin):
+    for life in told:
+        if isinstance(life["die"], list):
+            earlier, share = life["die"]
+            life["die"] = 2 + int((results[earlier]["events"] - 2) * share)
         read, write = os.pipe()
         child = os.fork()
         if child == 0:
