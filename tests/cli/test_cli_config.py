@@ -39,6 +39,7 @@ def test_values_of_the_file_are_defaults(run, hardened, tmp_path: Path) -> None:
             "dtype": None,
             "device": None,
             "quantize": "4bit",
+            "track": None,
         }
     ]
 
@@ -64,11 +65,11 @@ def test_names_are_those_of_the_options(run, tmp_path: Path, key: str) -> None:
     [
         (
             "recipee: quickstart\n",
-            "unknown option 'recipee'; known: benign, device, dtype, fast, malicious, model, out, quantize, recipe",
+            "unknown option 'recipee'; known: benign, device, dtype, fast, malicious, model, out, quantize, recipe, track",
         ),
         (
             "config: other.yaml\n",
-            "unknown option 'config'; known: benign, device, dtype, fast, malicious, model, out, quantize, recipe",
+            "unknown option 'config'; known: benign, device, dtype, fast, malicious, model, out, quantize, recipe, track",
         ),
         ("- a\n", None),
         ("recipe: {name: quickstart}\n", None),
