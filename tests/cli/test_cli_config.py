@@ -9,6 +9,9 @@ import pytest
 
 from mogu.cli import harden
 
+KNOWN = "benign, device, dtype, fast, malicious, model, out, quantize, recipe, track"
+"""Options of ``mogu harden``."""
+
 
 @pytest.fixture
 def hardened(monkeypatch) -> list[dict[str, Any]]:
@@ -65,11 +68,11 @@ def test_names_are_those_of_the_options(run, tmp_path: Path, key: str) -> None:
     [
         (
             "recipee: quickstart\n",
-            "unknown option 'recipee'; known: benign, device, dtype, fast, malicious, model, out, quantize, recipe, track",
+            f"unknown option 'recipee'; known: {KNOWN}",
         ),
         (
             "config: other.yaml\n",
-            "unknown option 'config'; known: benign, device, dtype, fast, malicious, model, out, quantize, recipe, track",
+            f"unknown option 'config'; known: {KNOWN}",
         ),
         ("- a\n", None),
         ("recipe: {name: quickstart}\n", None),
