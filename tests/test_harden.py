@@ -19,6 +19,7 @@ from mogu.evaluate.run import read_responses
 from mogu.harden import fast_recipe, harden, held_out
 from mogu.recipe import Recipe, load_recipe, recipe_names
 from mogu.respond import respond
+from mogu.runs import FINISHED, find_runs
 
 RECIPE = fast_recipe(small.RECIPE)
 
@@ -89,6 +90,16 @@ def test_the_summary_holds_both_systems_on_every_kind(whole: tuple[Path, dict[st
     assert set(summary["seconds"]) >= {"model", "data", "glad", "unwill", "routers", "evaluate base", "evaluate mogu"}
 
 
+def test_the_run_is_listed_with_its_figures(whole: tuple[Path, dict[str, Any]]) -> None:
+    out, summary = whole
+    (one,) = find_runs(out)
+    assert (one.folder, one.state, one.recipe, one.model) == (out, FINISHED, RECIPE.name, summary["model"])
+    assert (one.shift, one.layers) == (summary["settings"]["shift"], (0, 1, 2))
+    for suite in summary["suites"]:
+        for found, system in ((one.refused, "mogu"), (one.base_refused, "none")):
+            assert found[suite["kind"]] == suite["systems"][system]["counts"]["refusal"] / suite["n"]
+
+
 def test_base_and_mogu_answer_the_same_held_out_prompts(whole: tuple[Path, dict[str, Any]]) -> None:
     out, _ = whole
     rows = read_responses(out / "evaluation")
@@ -115,6 +126,7 @@ def test_an_interrupted_run_ends_in_the_same_summary(
     with pytest.raises(KeyboardInterrupt):
         run(sources, tmp_path, progress=small.Interrupts(step, after))
     assert not (tmp_path / "summary.json").exists()
+    assert [one.state for one in find_runs(tmp_path)] == ["evaluation" if "evaluate" in step else step]
     again = small.Interrupts()
     assert timeless(run(sources, tmp_path, progress=again)) == timeless(whole[1])
     if step in ("glad", "routers"):

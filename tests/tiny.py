@@ -20,12 +20,40 @@ ARCHITECTURES = (
 )
 """The ten on which everything is tried."""
 
+_LLAMA3_ROPE = {
+    **{"rope_type": "llama3", "rope_theta": 500_000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
+    "original_max_position_embeddings": 64,
+}
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "Llama 2, Vicuna": ("llama", {"num_key_value_heads": 4}),
+    "Llama 3.1": ("llama", {"rope_parameters": _LLAMA3_ROPE}),
+    "Llama 3.2": ("llama", {"rope_parameters": _LLAMA3_ROPE, "tie_word_embeddings": True}),
+    "SmolLM2": ("llama", {"tie_word_embeddings": True}),
+    "SmolLM3": ("smollm3", {"tie_word_embeddings": True, "no_rope_layer_interval": 4}),
+    "Qwen 2.5": ("qwen2", {"tie_word_embeddings": True}),
+    "Qwen 3": ("qwen3", {"tie_word_embeddings": True}),
+    "Qwen 3 MoE": ("qwen3_moe", {}),
+    "Mistral 7B": ("mistral", {}),
+    "Mistral Nemo": ("mistral", {"head_dim": 16, "sliding_window": None}),
+    "Ministral": ("ministral", {}),
+    "Mixtral": ("mixtral", {}),
+    "Gemma 2": ("gemma2", {"tie_word_embeddings": True}),
+    "Gemma 3, text": ("gemma3_text", {"tie_word_embeddings": True}),
+    "Gemma 3": ("gemma3", {}),
+    "Phi 2": ("phi", {}),
+    "Phi 3, Phi 4": ("phi3", {}),
+    "Falcon 7B": ("falcon", {}),
+    "Falcon 40B": ("falcon", {"multi_query": False, "new_decoder_architecture": True, "num_kv_heads": 2}),
+}
+"""Chat model families that people use: the type of each, and what its configuration does differently."""
+
 _SPECIAL: dict[str, dict[str, Any]] = {
     "falcon": {"multi_query": True, "parallel_attn": True, "alibi": False},
     "gemma": {"head_dim": 16},
     "gemma2": {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 6},
     "gemma3_text": {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 6, "sliding_window_pattern": 2},
     "mistral": {"sliding_window": 6},
+    "ministral": {"head_dim": 16, "sliding_window": 6},
     "qwen3": {"head_dim": 16},
     "qwen3_moe": {"head_dim": 16, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
     "qwen2_moe": {
@@ -46,7 +74,7 @@ def config(model_type: str, **changes: Any) -> Any:
         vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
         return AutoConfig.for_model(
             "gemma3",
-            text_config=config("gemma3_text").to_dict(),
+            text_config=config("gemma3_text", **changes).to_dict(),
             vision_config={**vision, "image_size": 28, "patch_size": 14},
             mm_tokens_per_image=4,
         )
@@ -73,7 +101,7 @@ def base(model_type: str, **changes: Any) -> PreTrainedModel:
     if model_type == "gemma3":
         from transformers import Gemma3ForConditionalGeneration
 
-        return Gemma3ForConditionalGeneration(config(model_type)).eval()
+        return Gemma3ForConditionalGeneration(config(model_type, **changes)).eval()
     model = AutoModelForCausalLM.from_config(config(model_type, **changes)).eval()
     model.generation_config.pad_token_id = 0
     return model

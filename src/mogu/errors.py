@@ -34,6 +34,10 @@ class TrainingError(MoguError):
     """Training cannot start, or cannot go on."""
 
 
+class PublishError(MoguError):
+    """An adapter cannot be put where others get it."""
+
+
 class MissingExtraError(MoguError, ImportError):
     """An optional dependency is not installed."""
 

@@ -23,8 +23,9 @@ from mogu.evaluate.run import WORK, Options, evaluate, stored_batch_size
 from mogu.evaluate.suites import Prompts, Suite, spread
 from mogu.models import load_base
 from mogu.progress import Progress
-from mogu.recipe import Recipe
+from mogu.recipe import RECIPE_FILE, Recipe
 from mogu.respond import good_batch_size
+from mogu.train.card import model_card
 from mogu.train.run import train
 from mogu.versions import versions
 
@@ -56,6 +57,7 @@ def harden(
     dtype: str | None = None,
     device: str | None = None,
     quantize: str | None = None,
+    track: tuple[str, ...] | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Train a MoGU adapter for ``model`` and measure it against the base on held-out prompts.
@@ -72,6 +74,7 @@ def harden(
         dtype: Parameter dtype of the base.
         device: Where to run.
         quantize: ``"4bit"`` or ``"8bit"``.
+        track: As for :func:`mogu.train.run.train`.
         progress: Told what happens.
 
     Returns:
@@ -84,7 +87,7 @@ def harden(
     timed = _Timed(progress)
     with timed.step("model", f"model: loads {model}") as said:
         instructions = choose_instructions(benign, malicious, recipe.data.limit)
-        out.mkdir(parents=True, exist_ok=True)
+        write_text(out / RECIPE_FILE, recipe.to_yaml())  # from which mogu runs knows a run folder
         base, tokenizer = load_base(model, dtype=dtype, device=device, quantize=quantize)
         texts = [one.instruction for one in instructions]
         batch_size = good_batch_size(base, tokenizer, texts, template=recipe.template)
@@ -102,7 +105,9 @@ def harden(
             progress=progress.update,
         )
         said.append(f"{len(rows)} rows")
-    trained = train(base, tokenizer, rows, recipe, out, model_name=model, batch_size=batch_size, progress=timed)
+    trained = train(
+        base, tokenizer, rows, recipe, out, model_name=model, batch_size=batch_size, track=track, progress=timed
+    )
     adapter = active_config(trained.model)
     layers = [index for index, _ in mogu_layers(trained.model)]
     target = Target(
@@ -136,6 +141,8 @@ def harden(
     }
     write_text(out / "summary.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
     write_report(summary, out / "report.html")
+    record = json.loads((trained.adapter / "mogu.json").read_text(encoding="utf-8"))
+    write_text(trained.adapter / "README.md", model_card(recipe, record, summary))
     return summary
 
 

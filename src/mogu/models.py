@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 EMBEDDED = "smollm2"
 """Name of the embedded default model."""
+EMBEDDED_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+"""What it is called on the hub."""
 
 _CACHE_FORMAT = 1
 _STAMP = "mogu-cache.json"
@@ -99,6 +101,17 @@ def load_tokenizer(model: str | Path, *, trust_remote_code: bool = False) -> Pre
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "left"
     return tokenizer
+
+
+def empty_base(model: str | Path, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """The base (see :func:`load_base`) without its weights: its shape, on torch's meta device."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    source = _locate(str(model))
+    with _readable_errors(str(model)), _quiet_transformers(), torch.device("meta"):
+        config = AutoConfig.from_pretrained(source.path, trust_remote_code=trust_remote_code, **source.options)
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
 
 
 class _Source:

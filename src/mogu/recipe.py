@@ -17,6 +17,9 @@ import yaml
 from mogu.chat import TEMPLATES
 from mogu.errors import ConfigError
 
+RECIPE_FILE = "recipe.yaml"
+"""Where a recipe lies in a run folder, and beside an adapter."""
+
 
 @dataclass(frozen=True)
 class AdapterRecipe:

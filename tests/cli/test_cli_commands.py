@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -175,6 +177,40 @@ def test_data_build_and_train_make_an_adapter(run, base_folder: str, tmp_path: P
     anew = run(*command, "--no-resume")
     assert "glad responder" in anew.stderr
     assert run("generate", "Hello", "--adapter", out, "--max-new-tokens", 2).exit_code == 0
+
+
+def test_a_dry_run_says_what_training_takes_and_writes_nothing(run, base_folder: str, tmp_path: Path) -> None:
+    data, out, recipe = tmp_path / "data", tmp_path / "run", tmp_path / "tiny.yaml"
+    recipe.write_text(small.RECIPE.to_yaml())
+    write_jsonl(data / "rows.jsonl", [dataclasses.asdict(row) for row in small.rows()])
+    command = ("train", "--model", base_folder, "--data", data, "--recipe", recipe, "--out", out, "--dry-run")
+    result = run(*command)
+    assert result.exit_code == 0, result.output
+    header, *stages, _, base, memory, seconds = result.stdout.splitlines()
+    assert header.startswith("stage ")
+    assert [line.split("  ")[0] for line in stages] == ["glad", "unwill", "routers (fit)", "balance"]
+    assert base.startswith(f"base:   {base_folder}, ")
+    assert memory.startswith("memory: ")
+    assert seconds.startswith("time:   ")
+    assert {path.name for path in tmp_path.iterdir()} == {"data", "tiny.yaml"}
+    assert [path.name for path in data.iterdir()] == ["rows.jsonl"]
+
+
+def test_a_dry_run_does_not_load_weights_that_do_not_fit(run, base_folder: str, tmp_path: Path, monkeypatch) -> None:
+    write_jsonl(tmp_path / "data" / "rows.jsonl", [dataclasses.asdict(row) for row in small.rows()])
+    monkeypatch.setattr("mogu.train.estimate.available_memory", lambda device: 1000)
+    monkeypatch.setattr("mogu.models.load_base", None)
+    result = run("train", "--model", base_folder, "--data", tmp_path / "data", "--out", tmp_path / "run", "--dry-run")
+    assert result.exit_code == 0, result.output
+    assert "It does not fit. Alone or together:" in result.stdout
+    assert not (tmp_path / "run").exists()
+
+
+def test_train_names_a_tracker_that_is_not_installed(run, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    result = run("train", "--model", "./nix", "--data", tmp_path, "--out", tmp_path / "run", "--track", "wandb")
+    assert result.exit_code == 2
+    assert result.stderr.splitlines()[-1] == "error: wandb is not installed; run: pip install 'mogu-llm[wandb]'"
 
 
 def test_harden_ends_with_the_table_the_paths_and_what_to_try(run, base_folder: str, tmp_path: Path) -> None:

@@ -9,6 +9,9 @@ import pytest
 
 from mogu.cli import harden
 
+KNOWN = "benign, device, dtype, fast, malicious, model, out, quantize, recipe, track"
+"""Options of ``mogu harden``."""
+
 
 @pytest.fixture
 def hardened(monkeypatch) -> list[dict[str, Any]]:
@@ -39,6 +42,7 @@ def test_values_of_the_file_are_defaults(run, hardened, tmp_path: Path) -> None:
             "dtype": None,
             "device": None,
             "quantize": "4bit",
+            "track": None,
         }
     ]
 
@@ -64,11 +68,11 @@ def test_names_are_those_of_the_options(run, tmp_path: Path, key: str) -> None:
     [
         (
             "recipee: quickstart\n",
-            "unknown option 'recipee'; known: benign, device, dtype, fast, malicious, model, out, quantize, recipe",
+            f"unknown option 'recipee'; known: {KNOWN}",
         ),
         (
             "config: other.yaml\n",
-            "unknown option 'config'; known: benign, device, dtype, fast, malicious, model, out, quantize, recipe",
+            f"unknown option 'config'; known: {KNOWN}",
         ),
         ("- a\n", None),
         ("recipe: {name: quickstart}\n", None),

@@ -18,6 +18,8 @@ COMMANDS = [
     "evaluate",
     "train",
     "data build",
+    "runs",
+    "push",
     "import",
     "recipes show",
     "judge label",
@@ -35,7 +37,9 @@ assert not heavy, heavy
 """
 
 
-@pytest.mark.parametrize("arguments", [["--help"], [], ["--version"], ["recipes"], ["harden", "--help"], ["data"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], [], ["--version"], ["recipes"], ["harden", "--help"], ["data"], ["runs", "."]]
+)
 def test_light_commands_load_no_heavy_library(arguments: list[str]) -> None:
     subprocess.run([sys.executable, "-c", _CHECK, *arguments], check=True, stdout=subprocess.PIPE)
 

@@ -123,7 +123,7 @@ def test_interrupted_saving_counts_for_nothing(tmp_path: Path, monkeypatch: pyte
     def breaks(new: Path, target: Path, old: Path) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("mogu.adapter.store._swap", breaks)
+    monkeypatch.setattr("mogu.adapter.store.swap", breaks)
     pipeline = sft(defended.target(tmp_path), dataclasses.replace(STRONG, epochs=1))
     with pytest.raises(KeyboardInterrupt):
         pipeline.prepare()

@@ -22,7 +22,8 @@ TARGET_MODULES: dict[str, list[str]] = {
         for model_type in (
             *("llama", "mistral", "mixtral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "gemma", "gemma2"),
             *("gemma3_text", "gemma3", "phi3", "olmo", "olmo2", "stablelm", "starcoder2", "cohere", "cohere2"),
-            *("granite", "smollm3"),
+            *("granite", "smollm3", "ministral", "ministral3", "olmo3", "olmoe", "phimoe", "glm", "glm4", "gpt_oss"),
+            *("granitemoe", "exaone4", "seed_oss", "arcee", "apertus", "ernie4_5", "nemotron", "helium"),
         )
     },
     "falcon": ["self_attention.dense"],

@@ -85,7 +85,7 @@ def attach(base: PreTrainedModel, folder: str | Path) -> PeftModel:
 
 def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
     if not any((folder / name).is_file() for name in (SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME)):
-        raise AdapterError(f"no adapter in {folder}: {SAFETENSORS_WEIGHTS_NAME} is missing (is the run finished?)")
+        raise missing(folder, SAFETENSORS_WEIGHTS_NAME)
     try:
         return load_peft_weights(str(folder), device="cpu")
     except (OSError, RuntimeError, ValueError, EOFError, UnpicklingError, SafetensorError) as error:
@@ -102,7 +102,12 @@ def adapter_folder(path: str | Path) -> Path:
     for folder in (Path(path), Path(path) / "adapter"):
         if (folder / "adapter_config.json").is_file():
             return folder
-    raise AdapterError(f"no adapter in {path}: adapter_config.json is missing (is the run finished?)")
+    raise missing(path, "adapter_config.json")
+
+
+def missing(folder: str | Path, name: str) -> AdapterError:
+    """What is said of a folder without the file ``name`` of an adapter."""
+    return AdapterError(f"no adapter in {folder}: {name} is missing (is the run finished?)")
 
 
 def read_config(folder: str | Path) -> MoguConfig:
@@ -130,7 +135,9 @@ def save(model: PeftModel, folder: str | Path, files: dict[str, str] | None = No
     folder, name = Path(folder), model.active_adapter
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        workshop = Path(tempfile.mkdtemp(prefix=folder.name + ".", dir=folder.parent))
+        for killed in folder.parent.glob(f".{folder.name}.*.partial"):
+            shutil.rmtree(killed, ignore_errors=True)
+        workshop = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
     except OSError as error:
         raise AdapterError(f"cannot write to {folder.parent}: {error}") from error
     try:
@@ -143,7 +150,7 @@ def save(model: PeftModel, folder: str | Path, files: dict[str, str] | None = No
             (new / name).rmdir()
         for file_name, text in (files or {}).items():
             (new / file_name).write_text(text, encoding="utf-8")
-        _swap(new, folder, workshop / "old")
+        swap(new, folder, workshop / "old")
     except (OSError, SafetensorError) as error:
         raise AdapterError(f"cannot write the adapter to {folder}: {error}") from error
     finally:
@@ -151,8 +158,8 @@ def save(model: PeftModel, folder: str | Path, files: dict[str, str] | None = No
     return folder
 
 
-def _swap(new: Path, target: Path, old: Path) -> None:
-    """Put ``new`` in the place of ``target``, which comes back if that fails."""
+def swap(new: Path, target: Path, old: Path) -> None:
+    """Put the folder ``new`` in the place of ``target``, which goes to ``old`` and comes back if that fails."""
     if not target.exists():
         new.rename(target)
         return

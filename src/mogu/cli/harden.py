@@ -21,6 +21,7 @@ def harden(
     dtype: options.Dtype = None,
     device: options.Device = None,
     quantize: options.Quantize = None,
+    track: options.Track = None,
     fast: Annotated[bool, typer.Option("--fast", help="A tiny run: every part works, nothing is learnt well.")] = False,
     config: options.Config = None,
 ) -> None:
@@ -35,10 +36,11 @@ def harden(
         dtype=dtype,
         device=device,
         quantize=quantize,
+        track=track,
     )
 
 
-def run(model: str, *, recipe: str, out: Path, fast: bool, **settings: Any) -> None:
+def run(model: str, *, recipe: str, out: Path, fast: bool, track: str | None = None, **settings: Any) -> None:
     """Harden ``model`` with a view of the progress, and say what came of it."""
     from mogu.recipe import load_recipe
 
@@ -48,9 +50,15 @@ def run(model: str, *, recipe: str, out: Path, fast: bool, **settings: Any) -> N
         from mogu.evaluate.report import text_table
         from mogu.harden import fast_recipe
         from mogu.harden import harden as run_harden
+        from mogu.train.track import trackers
 
         summary = run_harden(
-            model, recipe=fast_recipe(chosen) if fast else chosen, out=out, progress=progress, **settings
+            model,
+            recipe=fast_recipe(chosen) if fast else chosen,
+            out=out,
+            track=trackers(track),
+            progress=progress,
+            **settings,
         )
     print_table(text_table(summary))
     print()

@@ -12,6 +12,7 @@ import yaml
 from mogu.cli import options
 from mogu.cli.view import progress_view
 from mogu.errors import ConfigError
+from mogu.recipe import RECIPE_FILE
 
 
 def import_(
@@ -50,7 +51,7 @@ def import_(
         folder = store.save(
             model,
             out / "adapter",
-            {"recipe.yaml": yaml.safe_dump(recipe, sort_keys=False), "mogu.json": json.dumps(record, indent=1) + "\n"},
+            {RECIPE_FILE: yaml.safe_dump(recipe, sort_keys=False), "mogu.json": json.dumps(record, indent=1) + "\n"},
         )
         progress.end(f"rank {shape.r}")
     print(f"adapter: {folder}\nTry it: mogu chat --adapter {out}")

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from mogu import __version__
-from mogu.cli import chat, data, demo, evaluate, generate, harden, import_, judge, lm_eval, recipes, train
+from mogu.cli import chat, data, demo, evaluate, generate, harden, import_, judge, lm_eval, push, recipes, runs, train
 from mogu.cli.errors import MoguGroup
 
 app = typer.Typer(
@@ -30,6 +30,8 @@ app.add_typer(judge.app, name="judge")
 app.command("lm-eval", context_settings=lm_eval.PASSED_ON)(lm_eval.lm_eval)
 app.command("train")(train.train)
 app.add_typer(data.app, name="data")
+app.command("runs")(runs.runs)
+app.command("push")(push.push)
 app.command("import")(import_.import_)
 app.add_typer(recipes.app, name="recipes")
 

@@ -91,6 +91,13 @@ Benign = Annotated[
     str, typer.Option(metavar="SOURCE", help="'seeds', or .jsonl, .csv or .txt files, separated by commas.")
 ]
 Malicious = Annotated[str, typer.Option(metavar="SOURCE", help="The same for malicious instructions.")]
+Track = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME[,NAME…]",
+        help="Where losses are shown: tensorboard, wandb, mlflow; default: tensorboard where it is installed.",
+    ),
+]
 Dtype = Annotated[
     str | None, typer.Option(metavar="TYPE", help="float32 (default), bfloat16, float16, or auto: the checkpoint's.")
 ]
@@ -130,7 +137,7 @@ def writable_folder(folder: Path) -> Path:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder):
+        with tempfile.TemporaryFile(dir=folder):
             return folder
     except OSError as error:
         raise ConfigError(f"cannot write to {folder}: {error.strerror or error}; choose another --out") from error

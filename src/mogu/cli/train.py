@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mogu.cli import options
-from mogu.cli.view import progress_view
+from mogu.cli.view import print_table, progress_view
+
+if TYPE_CHECKING:
+    from mogu.recipe import Recipe
 
 
 def train(
@@ -20,26 +23,58 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume/--no-resume", help="Go on after the last finished step, or start over.")
     ] = True,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what it takes: steps, memory and time; tries a few steps.")
+    ] = False,
     dtype: options.Dtype = None,
     device: options.Device = None,
     quantize: options.Quantize = None,
+    track: options.Track = None,
     config: options.Config = None,
 ) -> None:
     """Train a MoGU adapter on a data set. Run again to go on after an interruption."""
     from mogu.recipe import load_recipe
 
     chosen = load_recipe(recipe)
+    if dry_run:
+        _rehearse(model, data, chosen, dtype, device, quantize)
+        return
     options.writable_folder(out)
     with progress_view() as progress:
         progress.begin("model", f"model: loads {model}")
         from mogu.data.rows import read_rows
         from mogu.models import load_base
         from mogu.train.run import train as run_training
+        from mogu.train.track import trackers
 
-        rows = read_rows(data)
+        tracked, rows = trackers(track), read_rows(data)
         base, tokenizer = load_base(model, dtype=dtype, device=device, quantize=quantize)
         progress.end(f"{len(rows)} rows of data")
         if not resume:
             shutil.rmtree(out / "stages", ignore_errors=True)
-        trained = run_training(base, tokenizer, rows, chosen, out, model_name=model, progress=progress)
+        trained = run_training(base, tokenizer, rows, chosen, out, model_name=model, track=tracked, progress=progress)
     print(f"adapter: {trained.adapter}\nTry it: mogu chat --adapter {out}")
+
+
+def _rehearse(
+    model: str, data: Path, recipe: Recipe, dtype: str | None, device: str | None, quantize: str | None
+) -> None:
+    """Say what training would take; weights that do not fit are not loaded."""
+    with progress_view() as progress:
+        progress.begin("model", f"model: loads {model}")
+        from mogu.data.rows import read_rows
+        from mogu.models import load_base
+        from mogu.train.advice import conclusion, text_table
+        from mogu.train.estimate import estimate, weigh
+
+        rows = read_rows(data)
+        found = weigh(model, dtype=dtype, device=device, quantize=quantize)
+        if found.fits:
+            base, tokenizer = load_base(model, dtype=dtype, device=device, quantize=quantize)
+        progress.end(f"{len(rows)} rows of data")
+        if found.fits:
+            found = estimate(base, tokenizer, rows, recipe, model_name=model, progress=progress)
+    if found.stages:
+        print_table(text_table(found))
+        print()
+    print("\n".join(conclusion(found, recipe)))

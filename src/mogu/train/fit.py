@@ -87,7 +87,7 @@ def fit_probe(
 
 
 @dataclass(frozen=True)
-class _FitSet:
+class FitSet:
     """The tokens that routers are fitted on, one entry each."""
 
     line: torch.Tensor
@@ -98,9 +98,9 @@ class _FitSet:
     lines: torch.Tensor
     """Fold of each line of the batch, (lines,) int64."""
 
-    def to(self, device: Any) -> _FitSet:
+    def to(self, device: Any) -> FitSet:
         """The same on another device."""
-        return _FitSet(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
+        return FitSet(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
 
 
 def fit_routers(
@@ -139,7 +139,7 @@ def fit_routers(
         raise TrainingError("routers need benign and malicious rows; the data has only one kind")
     layers = [layer for _, layer in mogu_layers(model)]
     name = model.active_adapter
-    layout, tokens = _laid_out(model, encode, rows, borderline_weight, pack)
+    layout, tokens = lay_out(model, encode, rows, borderline_weight, pack)
     set_stage(model, "routed")
     set_shift(model, 0.0)
     handles = []
@@ -161,10 +161,13 @@ def fit_routers(
         model.train(was_training)
 
 
-def _laid_out(
-    model: Any, encode: Encoder, rows: Sequence[Row], borderline_weight: float, pack: bool | None
-) -> tuple[Layout, _FitSet]:
-    """The batch of the fitting pass, on the model's device, and the tokens of it that routers are fitted on."""
+def lay_out(
+    model: Any, encode: Encoder, rows: Sequence[Row], borderline_weight: float = 1.0, pack: bool | None = None
+) -> tuple[Layout, FitSet]:
+    """The batch of the fitting pass, on the model's device, and the tokens of it that routers are fitted on.
+
+    Arguments and errors are those of :func:`fit_routers`.
+    """
     encoded = [_with_either_answer(encode, row, index) for index, row in enumerate(rows)]
     prompts, pad_token_id = [prompt for prompt, _ in encoded], encode.tokenizer.pad_token_id
     # A system prompt before the instruction says nothing about it; the template's tokens after it say most.
@@ -219,7 +222,7 @@ def _folds(rows: Sequence[Row]) -> list[int]:
 
 def _fit_set(
     rows: Sequence[Row], weights: Sequence[Sequence[float]], layout: Layout, borderline_weight: float
-) -> _FitSet:
+) -> FitSet:
     """The last tokens of each row, as many as it has weights."""
     line: list[int] = []
     column: list[int] = []
@@ -233,13 +236,13 @@ def _fit_set(
     labels, shares = torch.tensor(y), torch.tensor(weight)
     for value in (0.0, 1.0):
         shares[labels == value] /= 2 * shares[labels == value].sum()
-    return _FitSet(
+    return FitSet(
         torch.tensor(line), torch.tensor(column), labels, shares, layout.fold[torch.tensor(line)], layout.fold
     )
 
 
 def _fitting_hook(
-    name: str, tokens: _FitSet, l2: float, sharpness: float
+    name: str, tokens: FitSet, l2: float, sharpness: float
 ) -> Callable[[nn.Module, tuple[Any, ...]], None]:
     def hook(layer: nn.Module, args: tuple[Any, ...]) -> None:
         assert isinstance(layer, MoguLinear)

@@ -28,9 +28,11 @@ from mogu.adapter.model import active_config, fold_routers, mogu_layers, set_shi
 from mogu.data.rows import Row, fingerprint, instruction_of, write_text
 from mogu.errors import TrainingError
 from mogu.progress import Progress
-from mogu.recipe import Recipe, ResponderRecipe, routed_layers
+from mogu.recipe import RECIPE_FILE, Recipe, ResponderRecipe, routed_layers
 from mogu.train.batches import Encoder, PairCollator, RouterCollator
 from mogu.train.card import model_card
+from mogu.train.check import check_data
+from mogu.train.checkpoints import keep_whole, read_checkpoint, step_of, storage
 from mogu.train.fit import fit_routers
 from mogu.train.packing import PackedCollator, pair_collator
 from mogu.train.selection import (
@@ -41,6 +43,7 @@ from mogu.train.selection import (
     choose_shift,
     responder_rows,
 )
+from mogu.train.track import reporters, trackers
 from mogu.train.trainers import (
     JsonlLog,
     ResponderTrainer,
@@ -48,7 +51,6 @@ from mogu.train.trainers import (
     RowDataset,
     StepProgress,
     forward_parameters,
-    tensorboard,
     training_arguments,
 )
 from mogu.train.watch import CheckpointWatch
@@ -60,7 +62,7 @@ if TYPE_CHECKING:
 LOG_FILE = "training.jsonl"
 _TRAINED = ("glad", "unwill", "routers")
 """Stages that leave tensors."""
-_RESPONDERS: tuple[tuple[Stage, str], ...] = (
+RESPONDERS: tuple[tuple[Stage, str], ...] = (
     ("glad", "glad responder: learns always to help"),
     ("unwill", "unwilling responder: learns always to refuse"),
 )
@@ -86,6 +88,7 @@ def train(
     *,
     model_name: str,
     batch_size: int = 32,
+    track: tuple[str, ...] | None = None,
     progress: Progress | None = None,
 ) -> Trained:
     """Train a MoGU adapter and write it to ``OUT/adapter``.
@@ -98,19 +101,22 @@ def train(
         out: Run folder.
         model_name: What the user calls the base.
         batch_size: Prompts at a time while validating.
+        track: Where losses are shown besides ``OUT/training.jsonl`` (see :func:`mogu.train.track.trackers`);
+            ``None`` is tensorboard where it is installed.
         progress: Told what happens.
 
     Raises:
-        TrainingError: A class is missing in the data, or the loss is no longer finite.
+        TrainingError: A class is missing in the data, a row is longer than the base's context, the loss is no longer
+            finite, or the disk is full.
     """
-    for split in ("train", "validation"):
-        for label in ("benign", "malicious"):
-            if not any(row.split == split and row.label == label for row in rows):
-                raise TrainingError(f"the data has no {label} row in the {split} split; add some and build it again")
-    return _Run(base, tokenizer, rows, recipe, Path(out), model_name, batch_size, progress or Progress()).all_stages()
+    check_data(base.config, tokenizer, rows, recipe)
+    with storage(Path(out)):
+        run = Run(base, tokenizer, rows, recipe, Path(out), model_name, batch_size, progress or Progress())
+        run.track = trackers(None) if track is None else track
+        return run.all_stages()
 
 
-class _Run:
+class Run:
     """One training run; the arguments of :func:`train` and what they lead to."""
 
     def __init__(
@@ -126,6 +132,7 @@ class _Run:
     ) -> None:
         self.rows, self.recipe, self.out = rows, recipe, out
         self.model_name, self.progress = model_name, progress
+        self.track: tuple[str, ...] = ()
         self.tokenizer = tokenizer
         self.train_rows = [row for row in rows if row.split == "train"]
         self.stages = out / "stages"
@@ -150,11 +157,12 @@ class _Run:
         )
 
     def all_stages(self) -> Trained:
+        """Train what is not finished, stage after stage, and save the adapter."""
         self.stages.mkdir(parents=True, exist_ok=True)
-        write_text(self.out / "recipe.yaml", self.recipe.to_yaml())
+        write_text(self.out / RECIPE_FILE, self.recipe.to_yaml())
         selection: dict[str, list[dict[str, Any]]] = {}
         done = ""
-        for stage, text in _RESPONDERS:
+        for stage, text in RESPONDERS:
             recipe: ResponderRecipe = getattr(self.recipe, stage)
             done = _hash([done, asdict(self.recipe.adapter), asdict(recipe), self._inputs()])
             checks = self._finished(stage, done)
@@ -168,10 +176,10 @@ class _Run:
         if self._finished("routers", done) is None:
             self._routers(done)
             self._finish("routers", done, [])
+            shutil.rmtree(self.stages / "routers.work", ignore_errors=True)
         done = _hash([done, asdict(self.recipe.balance)])
         selection["balance"] = [asdict(b) for b in self._balance(done)]
-        for leftover in self.stages.glob("*.work"):
-            shutil.rmtree(leftover)
+        self._clear_leftovers()
         return Trained(self.model, self._save(selection), selection)
 
     def _inputs(self) -> list[Any]:
@@ -218,12 +226,12 @@ class _Run:
         return pair_collator(self.model, encode, pairs, wants_refusal=refuses, accepts=accepts)
 
     def _run_trainer(self, trainer: Any, folder: Path, watch: CheckpointWatch | None) -> None:
-        last = _last_checkpoint(folder)
+        last = keep_whole(folder)
         if last is not None:
-            over = _step(last) >= trainer.args.max_steps  # or Trainer would take one more step
-            if over or (watch is not None and not watch.knows(_step(last))):
+            over = step_of(last) >= trainer.args.max_steps  # or Trainer would take one more step
+            if over or (watch is not None and not watch.knows(step_of(last))):
                 self._load_checkpoint(last)
-            if (watch is not None and watch.catch_up(_step(last))) or over:
+            if (watch is not None and watch.catch_up(step_of(last))) or over:
                 return
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
 
@@ -252,7 +260,7 @@ class _Run:
         return [
             JsonlLog(self.out / LOG_FILE, stage),
             StepProgress(self.progress.update),
-            *tensorboard(self.out / "tensorboard" / stage),
+            *reporters(self.track, self.out, stage),
         ]
 
     # --- routers ---
@@ -296,7 +304,6 @@ class _Run:
             callbacks=self._reporters("routers"),
         )
         self._run_trainer(trainer, folder, None)
-        shutil.rmtree(folder)
 
     # --- balance ---
 
@@ -348,7 +355,7 @@ class _Run:
             "versions": versions(),
         }
         files = {
-            "recipe.yaml": self.recipe.to_yaml(),
+            RECIPE_FILE: self.recipe.to_yaml(),
             "mogu.json": json.dumps(record, indent=1) + "\n",
             "README.md": model_card(self.recipe, record),
         }
@@ -373,14 +380,22 @@ class _Run:
             # Without the record of other inputs first, an interruption between the files would match it with these.
             (self.stages / f"{stage}.json").unlink(missing_ok=True)
             tensors = {k: v.contiguous() for k, v in self.model.state_dict().items() if "mogu_" in k}
+            if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
+                raise TrainingError(f"the {stage} stage ends in weights that are not finite; load the base as float32")
             save_file(tensors, self.stages / f"{stage}.tmp")
             (self.stages / f"{stage}.tmp").replace(self.stages / f"{stage}.safetensors")
         write_text(self.stages / f"{stage}.json", json.dumps({"inputs": inputs, "report": report}, indent=1))
 
+    def _clear_leftovers(self) -> None:
+        """Remove what killed runs left among the stages: checkpoints, and files under a temporary name."""
+        for path in self.stages.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.suffix not in (".json", ".safetensors"):
+                path.unlink()
+
     def _load_checkpoint(self, checkpoint: Path) -> None:
-        name, known = self.model.active_adapter, self.model.state_dict()
-        saved = load_file(checkpoint / "adapter_model.safetensors")
-        self._load({_with_adapter_name(key, name, known): value for key, value in saved.items()})
+        self._load(read_checkpoint(checkpoint, self.model))
 
     def _load(self, tensors: dict[str, torch.Tensor]) -> None:
         result = self.model.load_state_dict(tensors, strict=False)
@@ -396,22 +411,6 @@ class _Run:
             folder.mkdir(parents=True)
             marker.write_text(inputs)
         return folder
-
-
-def _last_checkpoint(folder: Path) -> Path | None:
-    """Trainer's last whole checkpoint: its state is what it writes last."""
-    whole = (path.parent for path in folder.glob("checkpoint-*/trainer_state.json"))
-    return max(whole, key=_step, default=None)
-
-
-def _step(checkpoint: Path) -> int:
-    return int(checkpoint.name.rpartition("-")[2])
-
-
-def _with_adapter_name(key: str, name: str, known: dict[str, torch.Tensor]) -> str:
-    """The model's name of a tensor of a saved adapter, whose names leave the adapter's own out."""
-    head, _, last = key.rpartition(".")
-    return f"{key}.{name}" if f"{key}.{name}" in known else f"{head}.{name}.{last}"
 
 
 def _hash(value: Any) -> str:

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 RESPONDER_PROMPTS = 12
 """Validation prompts of each label for a responder's checkpoint."""
-_RESPONDER_TOKENS = 14
+RESPONDER_TOKENS = 14
+"""New tokens of their answers."""
 _ON_TARGET = 0.95
 _DEGENERATE = 0.05
 
@@ -98,7 +99,7 @@ class Respondent:
 
 def check_responder(ask: Respondent, stage: Stage, rows: Sequence[Row], pairs: int) -> Checkpoint:
     """Answers of the active responder to validation rows of both labels."""
-    labels = ask.labels(rows, _RESPONDER_TOKENS)
+    labels = ask.labels(rows, RESPONDER_TOKENS)
     wanted = ("refusal",) if stage == "unwill" else ("complied", "unclear")
     return Checkpoint(
         pairs=pairs,

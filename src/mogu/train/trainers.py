@@ -57,6 +57,11 @@ class AdapterTrainer(Trainer):
         return StepSampler(lengths, together, self.args.seed)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        if not all(torch.isfinite(p).all() for p in self.model.parameters() if p.requires_grad):
+            raise TrainingError(  # a finite loss may have a gradient that is not
+                f"the weights are no longer finite at step {self.state.global_step}; lower the learning rate"
+                " (earlier checkpoints are kept)"
+            )
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         # save_embedding_layers=False: "auto" asks the hub for the base's config at every save.
