@@ -295,13 +295,15 @@ def measure(names: Sequence[str], dtypes: Sequence[str], rounds: int, steps: int
     found: dict[str, list[dict[str, Any]]] = {f"{dtype}/{name}": [] for dtype, name in plan}
     for round_ in range(rounds):
         for number, (dtype, name) in enumerate(plan, 1):
-            print(f"\rround {round_ + 1}/{rounds}, {number}/{len(plan)}: {dtype}/{name:<14}", end="", file=sys.stderr)
             command = [sys.executable, __file__, "--one", name, "--dtype", dtype, "--steps", str(steps)]
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
                 sys.exit(f"\n{dtype}/{name} failed:\n{done.stderr[-2000:]}")
-            found[f"{dtype}/{name}"].append(json.loads(done.stdout.splitlines()[-1]))
-    print(file=sys.stderr)
+            result = json.loads(done.stdout.splitlines()[-1])
+            found[f"{dtype}/{name}"].append(result)
+            one = summary([result])
+            place = f"turn {round_ + 1}/{rounds}, {number}/{len(plan)}"
+            print(f"{place}: {dtype}/{name} {one['speed']:.2f} pairs/s, {one['megabytes']:.0f} MB", file=sys.stderr)
     return {key: summary(results) for key, results in found.items()}
 
 
@@ -360,15 +362,15 @@ def machine() -> dict[str, Any]:
 
 
 def table(found: dict[str, dict[str, Any]], ratios: Sequence[dict[str, Any]]) -> Iterator[str]:
-    yield f"{'':<22} {'pairs/s':>8} {'(range)':>15} {'x':>5} {'cpu s':>6} {'x':>5} {'MB':>6} {'x':>5} {'tokens':>6} {'padding':>8}  what"
+    heads = f"{'':<22} {'pairs/s':>8} {'(range)':>15} {'x':>5} {'cpu s':>6} {'x':>5} {'MB':>6} {'x':>5}"
+    yield f"{heads} {'tokens':>6} {'padding':>7}  what"
     for key, one in found.items():
         dtype, name = key.split("/")
-        old = found[f"{dtype}/published"]
-        range_ = f"({one['slowest']:.2f} - {one['fastest']:.2f})"
+        speed, cpu, memory = (one[what] / found[f"{dtype}/published"][what] for what in ("speed", "cpu", "megabytes"))
+        range_, text = f"({one['slowest']:.2f} - {one['fastest']:.2f})", CONTENDERS[name].text
         yield (
-            f"{key:<22} {one['speed']:>8.2f} {range_:>15} {one['speed'] / old['speed']:>5.2f} {one['cpu']:>6.2f} "
-            f"{one['cpu'] / old['cpu']:>5.2f} {one['megabytes']:>6.0f} {one['megabytes'] / old['megabytes']:>5.2f} {one['tokens']:>6} {one['padding']:>8.1%}  "
-            f"{CONTENDERS[name].text}"
+            f"{key:<22} {one['speed']:>8.2f} {range_:>15} {speed:>5.2f} {one['cpu']:>6.2f} {cpu:>5.2f} "
+            f"{one['megabytes']:>6.0f} {memory:>5.2f} {one['tokens']:>6} {one['padding']:>7.1%}  {text}"
         )
     for bar in ratios:
         sign, verdict = ">=" if bar["at_least"] else "<=", "reached" if bar["met"] else "NOT reached"
