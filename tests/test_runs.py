@@ -118,6 +118,15 @@ def test_a_finished_run_that_is_trained_anew_is_in_that_stage(tmp_path: Path) ->
     assert state(tmp_path) == "unwill"
 
 
+def test_checkpoints_that_a_finished_stage_left_are_of_no_account(tmp_path: Path) -> None:
+    finished(tmp_path, suite("benign", 2, 0.5, 0.0))
+    write(tmp_path / "stages" / "unwill.json", {"inputs": "abc"})
+    write(tmp_path / "stages" / "unwill.work" / "inputs", "abc")
+    assert state(tmp_path) == FINISHED
+    write(tmp_path / "stages" / "unwill.work" / "inputs", "of another recipe")
+    assert state(tmp_path) == "unwill"
+
+
 # what it says
 
 

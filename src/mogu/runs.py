@@ -94,7 +94,9 @@ def _state(folder: Path) -> str:
     """How far a run is. A work folder belongs to a stage under way, also in a run that was finished once before."""
     stages = folder / "stages"
     for stage in _STAGES:
-        if (stages / f"{stage}.work").is_dir():
+        if (work := stages / f"{stage}.work").is_dir() and _inputs(work) != _json(stages / f"{stage}.json").get(
+            "inputs"
+        ):
             return stage
     if (folder / "summary.json").is_file():
         return FINISHED
@@ -104,6 +106,14 @@ def _state(folder: Path) -> str:
     if not stages.is_dir():
         return "data"
     return next((stage for stage in _STAGES if not (stages / f"{stage}.json").is_file()), "balance")
+
+
+def _inputs(work: Path) -> str:
+    """Hash of what a stage under way depends on; that of a finished stage is the same in its record."""
+    try:
+        return (work / "inputs").read_text(encoding="utf-8")
+    except OSError:
+        return ""
 
 
 def _changed(folder: Path) -> float:
