@@ -150,7 +150,7 @@ def test_a_base_that_moved_away_is_named_in_one_line(run, tmp_path: Path) -> Non
     result = run("generate", "Hello", "--adapter", tmp_path)
     assert result.exit_code == 2
     assert result.output == (
-        f"error: no model folder at ./gone (the base that {folder} names; another copy of it: --model)\n"
+        f"error: no model folder at ./gone (the base that {folder} names; give another copy of it, if you have one)\n"
     )
 
 

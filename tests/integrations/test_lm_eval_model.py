@@ -185,7 +185,7 @@ def test_the_results_tell_what_was_measured(base_folder: str, run_folder: Path) 
 
 
 def test_the_adapter_names_its_base(run_folder: Path, base_folder: str) -> None:
-    assert MoguLM(adapter=str(run_folder), device="cuda:0").run.base == base_folder
+    assert MoguLM(adapter=str(run_folder), device="cuda:0").run.name == base_folder
 
 
 @pytest.mark.parametrize(

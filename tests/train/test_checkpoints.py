@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import resource
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -88,24 +89,26 @@ def test_flipped_bits_are_noticed(tmp_path: Path) -> None:
 # what is said of a full disk
 
 
-@pytest.fixture
-def small_files() -> Iterator[Callable[[], None]]:
-    """A call after which this process can write no file of more than 4 KiB: writes fail as on a full disk."""
+@contextmanager
+def small_files() -> Iterator[None]:
+    """Inside, this process can write no file of more than 4 KiB: writes fail as on a full disk. pytest's own, too."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize("kind", ["text", "torch", "safetensors"])
-def test_a_write_that_fails_is_one_line(tmp_path: Path, small_files: Callable[[], None], kind: str) -> None:
+def test_a_write_that_fails_is_one_line(tmp_path: Path, kind: str) -> None:
     tensor, path = {"a": torch.ones(4096)}, tmp_path / "a"
     write = {
         "text": lambda: path.write_text("a" * 10_000),
         "torch": lambda: torch.save(tensor, path),
         "safetensors": lambda: save_file(tensor, path),
     }[kind]
-    small_files()
-    with pytest.raises(TrainingError) as raised, storage(tmp_path):
+    with pytest.raises(TrainingError) as raised, storage(tmp_path), small_files():
         write()
     said = str(raised.value)
     assert said.startswith(f"cannot write to {tmp_path}: ")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import random
 import tempfile
 import warnings
@@ -28,6 +29,9 @@ from mogu.train.batches import Encoder, RouterCollator, answer_logits
 from mogu.train.losses import response_cross_entropy
 from mogu.train.trainers import AdapterTrainer, RowDataset, StepProgress
 from mogu.versions import versions
+
+_TOGETHER = 4
+"""Rows of a step that go through the model at a time: of like length, so that little is padding."""
 
 
 @dataclass(frozen=True)
@@ -94,12 +98,13 @@ class LoraWeights:
             warnings.simplefilter("ignore")
             model = get_peft_model(base, self._config(base.config.model_type))
         encode = Encoder(self.target.tokenizer, self.target.template, self.recipe.answer_tokens)
+        collate = RouterCollator(encode)
         with tempfile.TemporaryDirectory() as scratch:
             trainer = _AnswerTrainer(
                 model=model,
                 args=self._arguments(scratch, base),
-                train_dataset=RowDataset(self.rows),
-                data_collator=RouterCollator(encode),
+                train_dataset=RowDataset(self.rows, collate.length),
+                data_collator=collate,
                 callbacks=[StepProgress(progress.update)],
             )
             trainer.train()
@@ -125,9 +130,11 @@ class LoraWeights:
     def _arguments(self, scratch: str | Path, base: Any) -> TrainingArguments:
         recipe = self.recipe
         steps = -(-len(self.rows) // recipe.batch_size) * recipe.epochs
+        together = math.gcd(recipe.batch_size, _TOGETHER)
         return TrainingArguments(
             output_dir=str(scratch),
-            per_device_train_batch_size=recipe.batch_size,
+            per_device_train_batch_size=together,
+            gradient_accumulation_steps=recipe.batch_size // together,
             max_steps=steps,
             learning_rate=recipe.learning_rate,
             lr_scheduler_type="linear",

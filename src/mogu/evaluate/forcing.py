@@ -78,12 +78,16 @@ def divergence(pipeline: Pipeline, texts: Sequence[str], answers: Sequence[str],
     routed = _routed_tokens(decoder)
     first = first if routed is None else routed
     kls: list[torch.Tensor] = [torch.zeros(0)] * len(wanted)
+    own_weights = type(decoder).installed is not Defense.installed
     for indices in _batches(edited, wanted):
         mine, theirs, ids = ([group[i] for i in indices] for group in (plain, edited, wanted))
         base = _answer_logs(target.model, target, mine, ids)
-        tail = base if mine == theirs else _answer_logs(target.model, target, theirs, ids)
-        with decoder.installed() as model:
-            head = _answer_logs(model, target, theirs, [row[:routed] for row in ids])
+        # Nothing is computed that is known: the base given an unedited prompt, and what a head covers to the end.
+        tail = base if mine == theirs or routed is None else _answer_logs(target.model, target, theirs, ids)
+        head = base
+        if own_weights or mine != theirs:
+            with decoder.installed() as model:
+                head = _answer_logs(model, target, theirs, [row[:routed] for row in ids])
         for index, b, h, t in zip(indices, base, head, tail, strict=True):
             kls[index] = (b.exp() * (b - torch.cat([h, t[len(h) :]]))).sum(dim=1).clamp(min=0).cpu()
     return Divergence(
