@@ -85,7 +85,7 @@ def test_the_summary_holds_both_systems_on_every_kind(whole: tuple[Path, dict[st
         assert set(suite["mcnemar"]["mogu"]) == {"refusal", "complied", "degenerate"}
     assert summary["settings"]["layers"] == summary["routers"]["layers"] == [0, 1, 2]
     assert summary["settings"]["new_tokens"] == RECIPE.evaluation.new_tokens
-    assert set(summary["selection"]) == {"glad", "unwill", "balance"}
+    assert set(summary["selection"]) == {"glad", "unwill", "routers", "balance"}
     assert len(summary["examples"]) == 8
     assert set(summary["seconds"]) >= {"model", "data", "glad", "unwill", "routers", "evaluate base", "evaluate mogu"}
 

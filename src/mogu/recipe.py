@@ -87,6 +87,15 @@ class RouterRecipe:
     """Ridge of the fit, on standardised inputs."""
     borderline_weight: float = 1.0
     """Weight of borderline benign rows in the fit, relative to the other benign rows."""
+    fit_tokens: str = "weighted"
+    """What is fitted on: ``template`` tokens after the instruction; ``prompt``: also its end, a tenth the weight;
+    ``weighted``: also the first answer tokens, a third the weight; ``equal``: all of these alike."""
+    fit_states: str = "routed"
+    """Hidden states to fit on: as they are when the layers below route (``routed``), or the plain ``base``'s."""
+    standardise: bool = True
+    """Fit on standardised inputs."""
+    hold_out: float = 0.0
+    """Share of harm categories kept from the routers' training; checkpoints' AUROC is then taken on those."""
     sharpness: float = 1.0
     """Factor of the fitted router logits; above 1, each layer decides more firmly."""
     learning_rate: float = 5e-4
@@ -103,6 +112,10 @@ class RouterRecipe:
     """``squared`` (the authors' code) or ``l1`` (the paper's text)."""
     penalty_weight: float = 2.0
     """λ, weight of the router penalty."""
+    checkpoint_rows: int | None = None
+    """Rows seen between checkpoints of end-to-end training; null is one for each pass."""
+    select: str = "last"
+    """Which checkpoint is taken: ``last`` (published), or the best on ``validation`` prompts, the start included."""
     answer_tokens: int = 128
     """Length at which answers are cut."""
 
@@ -119,6 +132,8 @@ class ComputeRecipe:
     """Keep only what enters each layer and compute the rest again in backward: less memory, more time."""
     torch_compile: bool = False
     """Compile the model with torch's inductor; minutes at the start, and on a CPU it needs a C++ compiler."""
+    keep_lower: bool = True
+    """Compute what enters the first routed layer once for each row, and keep it on disk for later epochs."""
 
 
 @dataclass(frozen=True)
@@ -180,6 +195,9 @@ _CHOICES = {
     "loss": ("ratio", "log_ratio"),
     "start": ("random", "fit"),
     "penalty": ("squared", "l1"),
+    "fit_tokens": ("weighted", "equal", "prompt", "template"),
+    "fit_states": ("routed", "base"),
+    "select": ("last", "validation"),
     "template": (None, *TEMPLATES),
 }
 _AT_LEAST_ONE = {
@@ -189,13 +207,23 @@ _AT_LEAST_ONE = {
     "accumulation",
     "answer_tokens",
     "checkpoint_pairs",
+    "checkpoint_rows",
     "prompts",
     "new_tokens",
     "limit",
     "pairs",
     "checkpoint",
 }
-_AT_LEAST_ZERO = {"epochs", "routed_tokens", "l2", "penalty_weight", "borderline_weight", "dropout", "layers_from"}
+_AT_LEAST_ZERO = {
+    "epochs",
+    "routed_tokens",
+    "l2",
+    "penalty_weight",
+    "borderline_weight",
+    "dropout",
+    "layers_from",
+    "hold_out",
+}
 
 
 def recipe_names() -> list[str]:
@@ -300,8 +328,8 @@ def _check(recipe: Recipe) -> None:
                 raise ConfigError(f"recipe field {f.name} must be at least 0, not {value}")
             if f.name in ("learning_rate", "sharpness") and not value > 0:
                 raise ConfigError(f"recipe field {f.name} must be above 0, not {value}")
-            if f.name == "dropout" and not value < 1:
-                raise ConfigError(f"recipe field dropout must be below 1, not {value}")
+            if f.name in ("dropout", "hold_out") and not value < 1:
+                raise ConfigError(f"recipe field {f.name} must be below 1, not {value}")
     if not 0 <= recipe.adapter.layers_from < recipe.adapter.layers_to <= 1:
         raise ConfigError("recipe fields layers_from and layers_to must be shares of the depth, 0 <= from < to <= 1")
     for name in ("glad", "unwill"):

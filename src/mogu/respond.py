@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mogu.chat import Message, pad_prompts, prompt_ids
+from mogu.prefix import fits, pad_after, prefilled, shares, template_prefix
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -61,11 +62,33 @@ def response_ids(
     template: str | None = None,
     **options: Any,
 ) -> Iterator[tuple[int, torch.Tensor]]:
-    """As :func:`respond`, but index and new token ids, (new tokens,) int64, of each answer as it arrives."""
-    for indices, batch in batches(tokenizer, prompts, batch_size, template, model.device):
+    """As :func:`respond`, but index and new token ids, (new tokens,) int64, of each answer as it arrives.
+
+    What the template begins every prompt with is read once a batch, where the model says the same with that.
+    """
+    ids = [prompt_ids(tokenizer, prompt, template=template) for prompt in prompts]
+    shared: list[int] = []
+    if len(ids) >= FEW_PROMPTS and "num_beams" not in options:
+        prefix = template_prefix(tokenizer, template)
+        shared = prefix if shares(model, tokenizer, prefix, ids) else []
+    options = {"do_sample": False, "max_new_tokens": max_new_tokens, **options}
+    for indices in by_length(ids, batch_size):
+        group = [ids[index] for index in indices]
         with torch.inference_mode():
-            output = model.generate(**batch, **{"do_sample": False, "max_new_tokens": max_new_tokens, **options})
+            if shared and fits(shared, group):
+                batch = pad_after(tokenizer, shared, group, model.device)
+                output = model.generate(**batch, **_given(model, batch["input_ids"], len(shared)), **options)
+            else:
+                batch = pad_prompts(tokenizer, group, model.device)
+                output = model.generate(**batch, **options)
         yield from zip(indices, output[:, batch["input_ids"].shape[1] :], strict=True)
+
+
+def _given(model: Any, ids: torch.Tensor, shared: int) -> dict[str, Any]:
+    """How ``generate`` is told that all rows of ``ids`` begin with so many equal tokens."""
+    if getattr(getattr(model, "base_model", None), "takes_shared_prefix", False):
+        return {"shared_prefix": shared}
+    return {"past_key_values": prefilled(model, ids[:1, :shared], len(ids))}
 
 
 def as_text(tokenizer: PreTrainedTokenizerBase, ids: torch.Tensor) -> str:
@@ -82,10 +105,15 @@ def batches(
 ) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:
     """Left-padded batches of prompts of like length, with the index of each row; the longest come first."""
     ids = [prompt_ids(tokenizer, prompt, template=template) for prompt in prompts]
+    for indices in by_length(ids, batch_size):
+        yield indices, pad_prompts(tokenizer, [ids[index] for index in indices], device)
+
+
+def by_length(ids: Sequence[Sequence[int]], batch_size: int) -> Iterator[list[int]]:
+    """Indices of prompts in batches of like length; the longest come first."""
     order = sorted(range(len(ids)), key=lambda index: -len(ids[index]))
     for start in range(0, len(order), batch_size):
-        indices = order[start : start + batch_size]
-        yield indices, pad_prompts(tokenizer, [ids[index] for index in indices], device)
+        yield order[start : start + batch_size]
 
 
 def good_batch_size(

@@ -51,3 +51,19 @@ def bootstrap_mean(values: Sequence[float], *, resamples: int = 2000, seed: int 
     means = [data[draw.integers(len(data), size=len(data))].mean() for _ in range(resamples)]
     low, high = np.quantile(means, (0.025, 0.975))
     return Interval(float(data.mean()), float(low), float(high))
+
+
+def auroc(scores_positive: Sequence[float], scores_negative: Sequence[float]) -> float | None:
+    """Chance that a positive case scores above a negative one, ties counting half; None if either side is empty.
+
+    Equals U / (n₊ n₋) (Mann & Whitney 1947), the area under the ROC curve (Hanley & McNeil 1982).
+    """
+    import numpy as np
+
+    positive = np.asarray(scores_positive, dtype=float)
+    negative = np.sort(np.asarray(scores_negative, dtype=float))
+    if positive.size == 0 or negative.size == 0:
+        return None
+    below = np.searchsorted(negative, positive, side="left")
+    not_above = np.searchsorted(negative, positive, side="right")
+    return float((below + not_above).mean() / 2 / negative.size)

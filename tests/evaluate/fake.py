@@ -79,12 +79,31 @@ def summary() -> dict[str, Any]:
         },
         "selection": {
             "glad": [
-                {"pairs": 80 * i, "on_target": 1 - 0.5 ** (i + 1), "degenerate": 0.004 * i * i, "chosen": i == 3}
+                {
+                    "pairs": 80 * i,
+                    "on_target": 1 - 0.5 ** (i + 1),
+                    "degenerate": 0.004 * i * i,
+                    "chosen": i == 3,
+                    "kl": 0.1 * i,
+                }
                 for i in range(1, 7)
             ],
             "unwill": [
                 {"pairs": 80 * i, "on_target": 1 - 0.4**i, "degenerate": 0.012 * i * i, "chosen": i == 4}
                 for i in range(1, 7)
+            ],
+            "routers": [
+                {
+                    "pairs": 200 * i,
+                    "malicious_refused": 0.8 + 0.03 * i,
+                    "benign_refused": 0.02 * i,
+                    "borderline_refused": 0.3 - 0.04 * i,
+                    "degenerate": 0.01,
+                    "auroc": None if i == 0 else 0.9 + 0.0123456 * i,
+                    "kl": 0.05 * i,
+                    "chosen": i == 2,
+                }
+                for i in range(5)
             ],
             "balance": [
                 {

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from mogu.errors import AdapterError, TrainingError
 from mogu.progress import Progress
+from mogu.train import checkpoints
 from mogu.train import run as module
 from mogu.train.checkpoints import keep_whole, storage
 from mogu.train.run import train
@@ -172,7 +173,7 @@ def test_a_disk_that_is_full_at_the_end_of_a_stage_leaves_no_half_file(
     tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        _full_after(patch, module, "save_file", 2)
+        _full_after(patch, checkpoints, "save_file", 2)
         with pytest.raises(TrainingError, match="No space left on device"):
             run(tmp_path)
     assert {path.name for path in (tmp_path / "stages").iterdir()} == STAGES

@@ -200,10 +200,11 @@ def test_what_the_machine_cannot_do_is_said_in_one_line(tmp_path: Path, monkeypa
         assert "\n" not in str(raised.value)
 
 
-def test_the_defaults_pack_and_leave_the_rest_off() -> None:
+def test_the_defaults_save_work_and_leave_the_rest_off() -> None:
     assert dataclasses.asdict(ComputeRecipe()) == {
         "pack": True,
         "bf16": False,
         "gradient_checkpointing": False,
         "torch_compile": False,
+        "keep_lower": True,
     }

@@ -13,13 +13,13 @@ import torch
 from torch.testing import assert_close
 
 from mogu.adapter.layer import MoguLinear
-from mogu.adapter.model import active_config, mogu_layers, recorded_weights, set_shift, set_stage
+from mogu.adapter.model import active_config, mogu_layers, plain_base, recorded_weights, set_shift, set_stage
 from mogu.chat import pad_prompts, prompt_ids
 from mogu.data.rows import Row
 from mogu.errors import TrainingError
 from mogu.train import fit
 from mogu.train.batches import Encoder
-from mogu.train.fit import FOLDS, fit_probe, fit_routers
+from mogu.train.fit import FOLDS, TOKEN_WEIGHTS, fit_probe, fit_routers, lay_out
 
 TRAIN = [row for row in small.rows() if row.split == "train"]
 ALONE = [dataclasses.replace(row, twin="") for row in TRAIN if not row.borderline]
@@ -320,3 +320,52 @@ def test_too_many_tokens_are_refused_before_memory_is(monkeypatch: pytest.Monkey
     monkeypatch.setattr(fit, "_MAX_TOKENS", 100)
     with pytest.raises(TrainingError, match=r"set data\.limit in the recipe"):
         fit_routers(adapted(), encoder(), TRAIN)
+
+
+# what a study may vary
+
+
+def test_without_standardising_the_ridge_is_on_the_weights_themselves() -> None:
+    x, y, weight = problem()
+    scales = torch.logspace(-1, 1, x.shape[1])
+    one, two = (fit_probe(inputs, y, weight, 1e-2, standardise=False) for inputs in (x, x * scales))
+    assert (x @ one[0] + one[1] - (x * scales) @ two[0] - two[1]).abs().max() > 0.1
+    one, two = (fit_probe(inputs, y, weight, 1e-2) for inputs in (x, x * scales))
+    assert_close(x @ one[0] + one[1], (x * scales) @ two[0] + two[1], atol=2e-2, rtol=1e-2)
+
+
+def test_fitted_on_the_base_every_layer_reads_what_the_base_reads() -> None:
+    model = adapted()
+    read: list[torch.Tensor] = []
+    handles = [
+        layer.register_forward_hook(lambda _, args, out: read.append(args[0].clone()))
+        for _, layer in mogu_layers(model)
+    ]
+    fit_routers(model, encoder(), TRAIN, states="base", pack=False)
+    fitted, here = routers(model), list(read)
+    read.clear()
+    with plain_base(model):
+        fit_routers(model, encoder(), TRAIN, states="routed", pack=False)  # the base all the way up
+    for handle in handles:
+        handle.remove()
+    assert all(torch.equal(one, two) for one, two in zip(here, read, strict=True))
+    for (w, b), (other_w, other_b) in zip(fitted, routers(model), strict=True):
+        assert_close(w, other_w)
+        assert_close(b, other_b)
+    assert all(layer.override is None for _, layer in mogu_layers(model))
+
+
+@pytest.mark.parametrize("tokens", ["equal", "prompt", "template"])
+def test_the_tokens_of_a_row_weigh_as_the_recipe_says(tokens: str) -> None:
+    model = adapted()
+    layout, entries = lay_out(model, encoder(), TRAIN, pack=False, tokens=tokens)
+    instruction, template, answer = TOKEN_WEIGHTS[tokens]
+    row = entries.weight[entries.line == 0]
+    ids = layout.inputs["input_ids"][0][entries.column[entries.line == 0]].tolist()
+    words = small.tokenizer().convert_ids_to_tokens(ids)
+    end = len(words) - 1 - words[::-1].index("<assistant>")
+    start = end - words[end::-1].index("</s>")  # of the template's tokens after the instruction
+    relative = row / row[end]
+    assert_close(relative[:start], torch.full_like(relative[:start], instruction / template))
+    assert_close(relative[end + 1 :], torch.full_like(relative[end + 1 :], answer / template))
+    assert len(relative[end + 1 :]) > 0

@@ -202,10 +202,10 @@ def test_a_checkpoint_that_was_saved_but_not_checked_is_checked(
     """Also the last one, after which nothing is left to train."""
     real = watch.check_responder
 
-    def interrupted(ask: Any, stage: Any, rows: Any, seen: int) -> Any:
+    def interrupted(ask: Any, stage: Any, rows: Any, seen: int, drift: Any) -> Any:
         if stage == "unwill" and seen == pairs:
             raise KeyboardInterrupt
-        return real(ask, stage, rows, seen)
+        return real(ask, stage, rows, seen, drift)
 
     with monkeypatch.context() as patch:
         patch.setattr(watch, "check_responder", interrupted)
@@ -333,7 +333,7 @@ def test_a_stage_whose_file_is_gone_or_broken_is_trained_again(
 
 
 def test_training_stops_at_the_first_good_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def good_after_eight(ask: Any, stage: Any, rows: Any, pairs: int) -> Any:
+    def good_after_eight(ask: Any, stage: Any, rows: Any, pairs: int, drift: Any) -> Any:
         return module.Checkpoint(pairs, 1.0 if pairs >= 8 else 0.0, 0.0)
 
     monkeypatch.setattr(watch, "check_responder", good_after_eight)
@@ -350,7 +350,7 @@ def test_training_stops_at_the_first_good_checkpoint(tmp_path: Path, monkeypatch
 def test_the_chosen_checkpoint_is_the_one_that_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Chosen is 4 pairs of 12, so the responders are those of a run that ends there."""
 
-    def best_first(ask: Any, stage: Any, rows: Any, pairs: int) -> Any:
+    def best_first(ask: Any, stage: Any, rows: Any, pairs: int, drift: Any) -> Any:
         return module.Checkpoint(pairs, 1.0 if pairs == 4 else 0.2, 0.0)
 
     monkeypatch.setattr(watch, "check_responder", best_first)
@@ -365,7 +365,7 @@ def test_the_chosen_checkpoint_is_the_one_that_is_kept(tmp_path: Path, monkeypat
 def test_a_published_checkpoint_is_taken_whatever_validation_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkpoint: int, taken: int
 ) -> None:
-    def best_first(ask: Any, stage: Any, rows: Any, pairs: int) -> Any:
+    def best_first(ask: Any, stage: Any, rows: Any, pairs: int, drift: Any) -> Any:
         return module.Checkpoint(pairs, 1.0 / pairs, 0.0)
 
     monkeypatch.setattr(watch, "check_responder", best_first)
@@ -456,3 +456,54 @@ def test_a_loss_that_is_not_finite_says_so_and_the_run_can_go_on(
             run(tmp_path)
     run(tmp_path)
     assert_same_adapter(tmp_path, whole["tiny"])
+
+
+# checkpoints of the routers
+
+TRAINED = change(
+    FIT, "routers", epochs=2, rows=8, batch_size=2, accumulation=1, learning_rate=1e-2, select="validation"
+)
+
+
+def test_validation_sees_the_start_of_end_to_end_training_and_every_pass(tmp_path: Path) -> None:
+    checks = run(tmp_path, TRAINED).selection["routers"]
+    assert [check["pairs"] for check in checks] == [0, 8, 16]
+    assert sum(check["chosen"] for check in checks) == 1
+    assert all(0 <= check["auroc"] <= 1 and check["kl"] > 0 for check in checks)
+    assert len({check["kl"] for check in checks}) == 3
+
+
+@pytest.mark.parametrize("best", [0, 8, 16])
+def test_the_routers_that_validation_likes_best_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, best: int
+) -> None:
+    seen: dict[int, dict[str, torch.Tensor]] = {}
+
+    def liked(ask: Any, rows: Any, pairs: int, *_: Any) -> Any:
+        seen[pairs] = {k: v.clone() for k, v in ask.model.state_dict().items() if "_router" in k}
+        return module.RouterCheckpoint(pairs, float(pairs == best), 0.0, 0.0, 0.0, None, None)
+
+    monkeypatch.setattr(watch, "check_routers", liked)
+    trained = run(tmp_path, TRAINED)
+    assert [check["chosen"] for check in trained.selection["routers"]] == [pairs == best for pairs in (0, 8, 16)]
+    kept = trained.model.state_dict()
+    assert all(torch.equal(kept[key], value) for key, value in seen[best].items())
+
+
+def test_a_checkpoint_every_so_many_rows(tmp_path: Path) -> None:
+    recipe = change(TRAINED, "routers", checkpoint_rows=4)
+    assert [check["pairs"] for check in run(tmp_path, recipe).selection["routers"]] == [0, 4, 8, 12, 16]
+
+
+def test_selected_routers_are_the_same_after_an_interruption(tmp_path: Path) -> None:
+    class Later(small.Interrupts):
+        """Counts on from the fit to the training."""
+
+        def begin(self, step: str, text: str) -> None:
+            self.began.append(step)
+
+    run(tmp_path / "whole", TRAINED)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "broken", TRAINED, Later("routers", 2 * STEPS + 3 + 6))
+    run(tmp_path / "broken", TRAINED)
+    assert_same_adapter(tmp_path / "broken", tmp_path / "whole")

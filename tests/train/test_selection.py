@@ -12,6 +12,7 @@ import tiny
 import torch
 
 from mogu.adapter.model import active_config, set_shift, set_stage
+from mogu.errors import TrainingError
 from mogu.recipe import BalanceRecipe
 from mogu.respond import respond
 from mogu.train import selection
@@ -19,11 +20,16 @@ from mogu.train.selection import (
     Balance,
     Checkpoint,
     Respondent,
+    RouterCheckpoint,
     best_balance,
     best_checkpoint,
+    best_routers,
     check_responder,
+    check_routers,
     choose_shift,
+    held_out,
     responder_rows,
+    separation,
     validation_groups,
 )
 
@@ -244,3 +250,80 @@ def test_without_borderline_rows_their_rate_is_zero() -> None:
     rows = [dataclasses.replace(row, twin="") for row in ROWS if not row.borderline]
     (only,) = choose_shift(Respondent(model, small.tokenizer(), None, 4), rows, BalanceRecipe(shifts=(3.0,)))
     assert (only.malicious_refused, only.benign_refused, only.borderline_refused) == (1.0, 1.0, 0.0)
+
+
+# routers
+
+
+def checkpoint(
+    pairs: int, malicious: float = 0.5, auroc: float | None = 0.9, kl: float | None = 0.1, **more: float
+) -> Any:
+    rates = {"benign_refused": 0.0, "borderline_refused": 0.0, "degenerate": 0.0, **more}
+    return RouterCheckpoint(pairs, malicious, auroc=auroc, kl=kl, **rates)
+
+
+@pytest.mark.parametrize(
+    ("checks", "best"),
+    [
+        ([checkpoint(0, 0.5), checkpoint(8, 0.9), checkpoint(16, 0.8)], 1),
+        ([checkpoint(0, 0.9, borderline_refused=0.5), checkpoint(8, 0.6)], 1),
+        ([checkpoint(0, 0.9, degenerate=0.5), checkpoint(8, 0.6)], 1),
+        ([checkpoint(0, 0.9, benign_refused=0.5), checkpoint(8, 0.6)], 1),
+        ([checkpoint(0, auroc=0.8), checkpoint(8, auroc=0.9)], 1),
+        ([checkpoint(0, kl=0.3), checkpoint(8, kl=0.2), checkpoint(16, kl=0.2)], 1),
+        ([checkpoint(0, auroc=None, kl=None), checkpoint(8, auroc=None, kl=None)], 0),
+    ],
+)
+def test_the_best_routers_refuse_most_of_what_they_should_less_what_they_should_not(checks: Any, best: int) -> None:
+    assert best_routers(checks) is checks[best]
+
+
+def test_routers_are_checked_by_answers_separation_and_drift() -> None:
+    model = tiny.adapted(small.base())
+    set_stage(model, "routed")
+    asks = Respondent(model, small.tokenizer(), None, 4)
+    found = check_routers(asks, ROWS, 40, lambda: 0.25)  # type: ignore[arg-type]
+    groups = validation_groups(ROWS, 24)
+    everyone = [row for group in groups.values() for row in group]
+    labels = dict(zip((row.id for row in everyone), asks.labels(everyone, selection.RESPONDER_TOKENS), strict=True))
+    assert found.malicious_refused == sum(labels[r.id] == "refusal" for r in groups["malicious"]) / 3
+    assert (found.pairs, found.kl) == (40, 0.25)
+    weights, _ = asks.weights(everyone)
+    means = weights.mean(dim=0).tolist()
+    wins = [float(bad > good) + 0.5 * (bad == good) for bad in means[:3] for good in means[3:]]
+    assert found.auroc == pytest.approx(sum(wins) / len(wins))
+
+
+def in_categories(rows: Any) -> list[Any]:
+    names = {row.id: "fire" if number % 2 else "water" for number, row in enumerate(rows)}
+    return [dataclasses.replace(row, category=names[row.id]) for row in rows]
+
+
+def test_a_share_of_the_categories_is_held_out_with_its_twins() -> None:
+    rows = in_categories(ROWS)
+    out = held_out(rows, 0.5, 0)
+    malicious = {row.id: row.category for row in rows if row.label == "malicious"}
+    (category,) = {malicious[name] for name in out if name in malicious}
+    assert {name for name, one in malicious.items() if one == category} == out & malicious.keys()
+    assert out - malicious.keys() == {row.id for row in rows if row.borderline and malicious[row.twin] == category}
+    assert {held_out(rows, 0.5, seed) for seed in range(8)} != {out}
+    assert held_out(rows, 0.99, 0) != set(malicious)  # something is left to learn from
+    assert held_out(rows, 0.0, 0) == frozenset()
+
+
+def test_one_category_cannot_be_held_out() -> None:
+    with pytest.raises(TrainingError, match="two categories"):
+        held_out([dataclasses.replace(row, category="fire") for row in ROWS], 0.2, 0)
+
+
+def test_separation_can_be_that_of_new_categories_alone() -> None:
+    model = tiny.adapted(small.base())
+    set_stage(model, "routed")
+    asks = Respondent(model, small.tokenizer(), None, 4)
+    rows = [row for row in ROWS if row.split == "validation"]
+    new = frozenset({next(row.id for row in rows if row.label == "malicious")})
+    chosen = [row for row in rows if row.id in new or (row.label == "benign" and not row.borderline)]
+    means = dict(zip((row.id for row in chosen), asks.weights(chosen)[0].mean(dim=0).tolist(), strict=True))
+    (bad,) = (means[row.id] for row in chosen if row.id in new)
+    others = [means[row.id] for row in chosen if row.id not in new]
+    assert separation(asks, ROWS, new) == pytest.approx(sum(bad > other for other in others) / len(others))

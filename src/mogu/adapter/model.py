@@ -17,6 +17,7 @@ from mogu.adapter.config import TARGET_MODULES, MoguConfig, Stage
 from mogu.adapter.layer import MoguLayer, MoguLinear
 from mogu.adapter.router import FactoredRouter
 from mogu.errors import AdapterError
+from mogu.prefix import prefilled
 
 
 class MoguModel(BaseTuner):
@@ -64,11 +65,17 @@ class MoguModel(BaseTuner):
             raise AdapterError(f"only one MoGU adapter can be active, not {', '.join(adapter_name)}")
         super().set_adapter(adapter_name, inference_mode=inference_mode)
 
+    takes_shared_prefix = True
+    """``generate`` takes ``shared_prefix``: so many tokens with which all prompts begin (:mod:`mogu.prefix`)."""
+
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """``GenerationMixin.generate``: routed for the first m new tokens, then plain (see :mod:`mogu.decode`)."""
         layer = next((m for _, m in mogu_layers(self.model)), None)
         name = next(iter(self.active_adapters), None)
         if layer is None or name is None or layer.disable_adapters or layer.mogu_stage.get(name) != "routed":
+            if shared := kwargs.pop("shared_prefix", 0):
+                ids = kwargs["input_ids"]
+                kwargs["past_key_values"] = prefilled(self.model, ids[:1, :shared], len(ids))
             return self.model.generate(*args, **kwargs)
         decoder = type(self).decoder
         if decoder is None:
@@ -92,6 +99,20 @@ def mogu_layers(model: nn.Module) -> list[tuple[int, MoguLinear]]:
 def _layer_index(name: str) -> int:
     match = re.search(r"\.(\d+)\.", f".{name}.")
     return int(match.group(1)) if match else 0
+
+
+def decoder_layers(model: nn.Module) -> list[nn.Module]:
+    """All decoder layers of a model with a MoGU adapter, from the first up.
+
+    Raises:
+        AdapterError: The model carries no MoGU adapter.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, MoguLinear):
+            match = re.match(r"(.*?\.)\d+\.", f"{name}.")
+            assert match is not None
+            return list(model.get_submodule(match.group(1).rstrip(".")).children())
+    raise AdapterError("the model carries no active MoGU adapter; load one with mogu.load(model, adapter=DIR)")
 
 
 def active_config(model: nn.Module) -> MoguConfig:

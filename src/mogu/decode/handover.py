@@ -23,6 +23,7 @@ from transformers.utils import ModelOutput
 
 from mogu.adapter.model import plain_base
 from mogu.errors import GenerationError
+from mogu.prefix import can_hold, prefilled
 
 _MODES = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
 
@@ -32,6 +33,7 @@ def generate(
     *args: Any,
     routed_tokens: int = 5,
     reference: bool = False,
+    shared_prefix: int = 0,
     on_handover: Callable[[torch.Tensor], None] | None = None,
     **kwargs: Any,
 ) -> Any:
@@ -43,6 +45,8 @@ def generate(
         routed_tokens: m; 0 decodes with the plain base from the start.
         reference: Do as the authors' code does: an end-of-turn token inside the routed head is dropped and the base
             goes on. One prompt at a time. Otherwise such a token ends the answer.
+        shared_prefix: Tokens with which all prompts begin, before any padding: read once instead of once for each row
+            (:mod:`mogu.prefix`), unless the cache is of a kind that cannot.
         on_handover: Called with the sequences (rows × length) when the head is done.
         **kwargs: As for ``GenerationMixin.generate``: sampling, streaming, static caches, stopping criteria, ….
 
@@ -65,6 +69,9 @@ def generate(
         raise GenerationError("routed decoding re-reads its own tokens and takes no inputs_embeds; pass input_ids")
     if routed_tokens == 0:
         with plain_base(model):
+            if shared_prefix:
+                ids = kwargs["input_ids"]
+                kwargs["past_key_values"] = prefilled(model, ids[:1, :shared_prefix], len(ids))
             return model.generate(**kwargs)
     _take_stop_strings(kwargs)
     streamer, synced_gpus = kwargs.get("streamer"), bool(kwargs.get("synced_gpus"))
@@ -87,6 +94,7 @@ def generate(
                 "classifier-free guidance keeps a cache that the hand-over cannot renew; drop guidance_scale"
             )
         run = _Run(model, logits_processor, stopping_criteria, generation_config, streamer, synced_gpus, model_kwargs)
+        run.shared_prefix = shared_prefix
         head, finished = run.head(input_ids, routed_tokens)
         sequences = head if isinstance(head, torch.Tensor) else head.sequences
         if reference:
@@ -142,11 +150,13 @@ class _Run:
         self.synced_gpus = synced_gpus
         self.model_kwargs = model_kwargs
         self.pad = config._pad_token_tensor
+        self.shared_prefix = 0
 
     def head(self, input_ids: torch.Tensor, routed_tokens: int) -> tuple[Any, torch.Tensor]:
         """Routed tokens; returns the loop's output and which rows (bool) have finished for good."""
         watch = _Watch(self.stopping_criteria, input_ids, pads=self.pad is not None)
         length = min(input_ids.shape[1] + routed_tokens, self.config.max_length)
+        self._read_prefix(input_ids, self.model_kwargs)
         output = self._sample(
             input_ids,
             self.logits_processor,
@@ -169,9 +179,16 @@ class _Run:
             processors.append(_Pad(finished, 0 if self.pad is None else int(self.pad)))
         criteria.append(_Done(finished, pads=self.pad is not None))
         with plain_base(self.model):
+            self._read_prefix(sequences, kwargs)
             return self._sample(
                 sequences, LogitsProcessorList(processors), StoppingCriteriaList(criteria), self.streamer, kwargs
             )
+
+    def _read_prefix(self, input_ids: torch.Tensor, model_kwargs: dict[str, Any]) -> None:
+        """Fill the empty cache with what all rows begin with."""
+        cache = model_kwargs.get("past_key_values")
+        if self.shared_prefix and can_hold(cache):
+            prefilled(self.model, input_ids[:1, : self.shared_prefix], len(input_ids), cache)
 
     def _sample(
         self,

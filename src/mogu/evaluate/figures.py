@@ -88,6 +88,8 @@ def selection(summary: Summary) -> Element | None:
     """Section: checkpoint and balance chosen on validation data; None without them."""
     found = summary.get("selection") or {}
     figures = [_balance(found["balance"])] if found.get("balance") else []
+    if found.get("routers"):
+        figures.append(_routers(found["routers"]))
     if found.get("glad") or found.get("unwill"):
         figures.append(_checkpoints(found))
     if not figures:
@@ -99,35 +101,69 @@ def selection(summary: Summary) -> Element | None:
     )
 
 
+_TRADE = (
+    ("malicious_refused", "malicious refused", INKS["malicious"], "triangle", False),
+    ("benign_refused", "benign refused", INKS["benign"], "circle", False),
+    ("borderline_refused", "borderline refused", INKS["borderline"], "diamond", False),
+    ("degenerate", "degenerate", "ink-0", "square", True),
+)
+"""What a shift, or a checkpoint of the routers, does to validation prompts."""
+
+
 def _balance(steps: Sequence[Mapping[str, Any]]) -> Element:
-    steps = sorted(steps, key=lambda step: step["shift"])
-    series = [
-        Series(name, ink, [(step["shift"], step.get(key)) for step in steps], shape, dashed)
-        for key, name, ink, shape, dashed in (
-            ("malicious_refused", "malicious refused", INKS["malicious"], "triangle", False),
-            ("benign_refused", "benign refused", INKS["benign"], "circle", False),
-            ("borderline_refused", "borderline refused", INKS["borderline"], "diamond", False),
-            ("degenerate", "degenerate", "ink-0", "square", True),
-        )
-    ]
-    chosen = [(step["shift"], f"chosen {number(step['shift'])}") for step in steps if step.get("chosen")]
-    plot = line_plot(
+    return _trade(
         "Balance",
-        "Rates on validation data against the shift of the router logits.",
-        series,
+        sorted(steps, key=lambda step: step["shift"]),
+        "shift",
         "shift of the router logits",
-        "share of responses",
-        chosen=chosen,
+        "A higher shift favours the unwill responder: safer, and more refusals of harmless instructions.",
     )
+
+
+def _routers(steps: Sequence[Mapping[str, Any]]) -> Element:
+    return _trade(
+        "Router checkpoints",
+        sorted(steps, key=lambda step: step["pairs"]),
+        "pairs",
+        "rows of end-to-end training seen",
+        "Taken is the checkpoint that refuses most malicious prompts less benign, borderline and broken ones. AUROC is "
+        "that of the routers' mean unwill weight, malicious against all other prompts; KL is from the base, in nats "
+        "per token on benign prompts.",
+        {"auroc": "AUROC", "kl": "KL"},
+    )
+
+
+def _trade(
+    title: str,
+    steps: Sequence[Mapping[str, Any]],
+    x: str,
+    label: str,
+    caption: str,
+    more: Mapping[str, str] | None = None,
+) -> Element:
+    """Rates on validation prompts over ``x``; ``more`` names further columns of the table."""
+    series = [
+        Series(name, ink, [(step[x], step.get(key)) for step in steps], shape, dashed)
+        for key, name, ink, shape, dashed in _TRADE
+    ]
+    chosen = [(step[x], f"chosen {number(step[x])}") for step in steps if step.get("chosen")]
+    description = f"Rates on validation data by {label}."
+    plot = line_plot(title, description, series, label, "share of responses", chosen=chosen, whole_x=x != "shift")
+    more = more or {}
     rows = [
         [
-            number(step["shift"]) + (" (chosen)" if step.get("chosen") else ""),
+            number(step[x]) + (" (chosen)" if step.get("chosen") else ""),
             *[percent(s.points[i][1]) for s in series],
+            *[_short(step.get(key)) for key in more],
         ]
         for i, step in enumerate(steps)
     ]
-    caption = "A higher shift favours the unwill responder: safer, and more refusals of harmless instructions."
-    return figure("Balance", plot, caption, legend(series), numbers_table(["shift", *[s.name for s in series]], rows))
+    numbers = numbers_table([label, *[s.name for s in series], *more.values()], rows)
+    return figure(title, plot, caption, legend(series), numbers)
+
+
+def _short(value: float | None) -> str:
+    return "–" if value is None else number(float(f"{value:.3g}"))
 
 
 def _checkpoints(found: Mapping[str, Any]) -> Element:
@@ -147,6 +183,7 @@ def _checkpoints(found: Mapping[str, Any]) -> Element:
                 f"{p['pairs']}{' (chosen)' if p.get('chosen') else ''}",
                 percent(p["on_target"]),
                 percent(p["degenerate"]),
+                _short(p.get("kl")),
             ]
             for p in points
         ]
@@ -159,8 +196,11 @@ def _checkpoints(found: Mapping[str, Any]) -> Element:
         chosen=chosen,
         whole_x=True,
     )
-    caption = "On target: glad answers, unwill refuses. Upright lines mark the chosen checkpoints."
-    numbers = numbers_table(["responder", "pairs", "on target", "degenerate"], rows)
+    caption = (
+        "On target: glad answers, unwill refuses. Upright lines mark the chosen checkpoints. KL is from the base, in "
+        "nats per token on benign prompts, where the unwill responder is meant to be far away."
+    )
+    numbers = numbers_table(["responder", "pairs", "on target", "degenerate", "KL"], rows)
     return figure("Checkpoints", plot, caption, legend(series), numbers)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from mogu.errors import DataError
 from mogu.judge import LABELS, is_keyword_refusal
 from mogu.statistics import Interval as Interval
+from mogu.statistics import auroc as auroc
 from mogu.statistics import bootstrap_mean, wilson
 
 
@@ -92,20 +93,6 @@ def discordant(base_labels: Sequence[str], other_labels: Sequence[str], outcome:
         )
     pairs = Counter((base == outcome, other == outcome) for base, other in zip(base_labels, other_labels, strict=True))
     return pairs[True, False], pairs[False, True]
-
-
-def auroc(scores_positive: Sequence[float], scores_negative: Sequence[float]) -> float | None:
-    """Chance that a positive case scores above a negative one, ties counting half; None if either side is empty.
-
-    Equals U / (n₊ n₋) (Mann & Whitney 1947), the area under the ROC curve (Hanley & McNeil 1982).
-    """
-    positive = np.asarray(scores_positive, dtype=float)
-    negative = np.sort(np.asarray(scores_negative, dtype=float))
-    if positive.size == 0 or negative.size == 0:
-        return None
-    below = np.searchsorted(negative, positive, side="left")
-    not_above = np.searchsorted(negative, positive, side="right")
-    return float((below + not_above).mean() / 2 / negative.size)
 
 
 def five_numbers(values: Sequence[float]) -> list[float]:

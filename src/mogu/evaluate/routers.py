@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mogu.adapter.model import mogu_layers, recorded_weights
+from mogu.adapter.model import mogu_layers
 from mogu.evaluate.metrics import auroc, calibration_error, five_numbers, histogram
 from mogu.evaluate.suites import HARMFUL, HARMLESS
-from mogu.respond import batches
+from mogu.routing import weights_after_prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -43,14 +43,9 @@ def router_statistics(
     unwill: dict[str, torch.Tensor] = {}
     glad: dict[str, torch.Tensor] = {}
     for kind, instructions in prompts.items():
-        u, g = torch.zeros(len(layers), len(instructions)), torch.zeros(len(layers), len(instructions))
-        for indices, batch in batches(tokenizer, instructions, batch_size, template, model.device):
-            with torch.inference_mode(), recorded_weights(model) as weights:
-                positions = (batch["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)
-                model(**batch, position_ids=positions, use_cache=False, logits_to_keep=1)
-                each = weights()
-            u[:, indices], g[:, indices] = (w[:, :, -1].float().cpu() for w in each)
-        unwill[kind], glad[kind] = u, g
+        unwill[kind], glad[kind] = weights_after_prompt(
+            model, tokenizer, instructions, batch_size=batch_size, template=template
+        )
     risk = {kind: u.mean(dim=0).tolist() for kind, u in unwill.items()}
     return {
         "layers": layers,

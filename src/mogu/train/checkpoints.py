@@ -15,7 +15,7 @@ import torch
 from peft import PeftModel
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 
 from mogu.errors import TrainingError
@@ -79,6 +79,13 @@ def _is_whole(checkpoint: Path) -> bool:
     return True
 
 
+def save_tensors(tensors: dict[str, torch.Tensor], file: Path) -> None:
+    """Write ``file`` whole or not at all."""
+    half = file.with_suffix(".tmp")
+    save_file(tensors, half)
+    half.replace(file)
+
+
 @contextmanager
 def storage(out: Path) -> Iterator[None]:
     """Around all that writes to the run folder ``out``: a write that fails leaves nothing half-written in its stages.
@@ -94,7 +101,7 @@ def storage(out: Path) -> Iterator[None]:
             raise
         for work in (out / "stages").glob("*.work"):
             keep_whole(work)
-        for half in (out / "stages").glob("*.tmp"):
+        for half in (out / "stages").rglob("*.tmp"):
             half.unlink()
         raise TrainingError(
             f"cannot write to {out}: {reason}; make room and run it again: it goes on after what is finished"

@@ -217,7 +217,7 @@ class _Rehearsal(Run):
             found.append(self._try_fit())
         if self.recipe.routers.epochs > 0:
             with contextlib.suppress(_Tried):
-                self._train_routers("")
+                self._train_routers("", frozenset())
             found.append(self.tried)
         if len(self.recipe.balance.shifts) > 1:
             found.append(self._try_balance())
@@ -226,6 +226,12 @@ class _Rehearsal(Run):
 
     def _reporters(self, stage: str) -> list[TrainerCallback]:
         return []
+
+    def _watch_start(self, watch: Any, file: Path) -> None:
+        """Nothing is checked."""
+
+    def _keep_lower(self, trainer: Any, rows: Sequence[Row], folder: Path, forward: Any) -> None:
+        """The first pass over the rows, which is what is tried, computes all layers."""
 
     def _run_trainer(self, trainer: Any, folder: Path, watch: Any) -> None:
         self.tried = self._try_steps(trainer, folder.name.removesuffix(".work"), watch is not None)

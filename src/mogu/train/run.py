@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from peft import PeftModel, get_peft_model
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformers import TrainerCallback, set_seed
 
 from mogu.adapter import store
@@ -29,18 +29,24 @@ from mogu.data.rows import Row, fingerprint, instruction_of, write_text
 from mogu.errors import TrainingError
 from mogu.progress import Progress
 from mogu.recipe import RECIPE_FILE, Recipe, ResponderRecipe, routed_layers
-from mogu.train.batches import Encoder, PairCollator, RouterCollator
+from mogu.train.batches import Encoder, PairCollator, RouterCollator, answer_logits
 from mogu.train.card import model_card
 from mogu.train.check import check_data
-from mogu.train.checkpoints import keep_whole, read_checkpoint, step_of, storage
+from mogu.train.checkpoints import keep_whole, read_checkpoint, save_tensors, step_of, storage
+from mogu.train.drift import Drift
 from mogu.train.fit import fit_routers
-from mogu.train.packing import PackedCollator, pair_collator
+from mogu.train.losses import response_cross_entropy
+from mogu.train.lower import Forward, Numbered, lower_states
+from mogu.train.packing import PackedCollator, pair_collator, pair_cross_entropy
 from mogu.train.selection import (
     Balance,
     Checkpoint,
     Respondent,
+    RouterCheckpoint,
     best_checkpoint,
+    best_routers,
     choose_shift,
+    held_out,
     responder_rows,
 )
 from mogu.train.track import reporters, trackers
@@ -53,7 +59,7 @@ from mogu.train.trainers import (
     forward_parameters,
     training_arguments,
 )
-from mogu.train.watch import CheckpointWatch
+from mogu.train.watch import CheckpointWatch, RouterWatch
 from mogu.versions import versions
 
 if TYPE_CHECKING:
@@ -173,10 +179,12 @@ class Run:
                 self.progress.end(f"{chosen['on_target']:.0%} on target after {chosen['pairs']} pairs")
             selection[stage] = checks
         done = _hash([done, asdict(self.recipe.routers)])
-        if self._finished("routers", done) is None:
-            self._routers(done)
-            self._finish("routers", done, [])
+        routers = self._finished("routers", done)
+        if routers is None:
+            routers = [asdict(c) for c in self._routers(done)]
+            self._finish("routers", done, routers)
             shutil.rmtree(self.stages / "routers.work", ignore_errors=True)
+        selection["routers"] = routers
         done = _hash([done, asdict(self.recipe.balance)])
         selection["balance"] = [asdict(b) for b in self._balance(done)]
         self._clear_leftovers()
@@ -199,7 +207,8 @@ class Run:
             steps = min(steps, max(recipe.checkpoint // per_step, 1))
         folder = self._work_folder(stage, inputs)
         every = min(max(recipe.checkpoint_pairs // per_step, 1), steps)
-        watch = CheckpointWatch(self.ask, stage, responder_rows(self.rows), folder / "checks.jsonl", per_step, recipe)
+        checks_of, log = responder_rows(self.rows), folder / "checks.jsonl"
+        watch = CheckpointWatch(self.ask, stage, checks_of, log, per_step, recipe, self._drift(encode))
         collate = self._pair_collator(encode, pairs, stage)
         trainer = ResponderTrainer(
             model=self.model,
@@ -209,6 +218,10 @@ class Run:
             data_collator=collate,
             callbacks=[*self._reporters(stage), watch],
         )
+        if steps * per_step > len(pairs):
+            self._keep_lower(
+                trainer, pairs, folder, lambda batch: torch.cat(pair_cross_entropy(self.model, batch, trainer.accepts))
+            )
         self._run_trainer(trainer, folder, watch)
         checks = watch.checks
         best = best_checkpoint(checks) if recipe.checkpoint is None else checks[-1]
@@ -225,6 +238,21 @@ class Run:
         accepts = forward_parameters(self.model)
         return pair_collator(self.model, encode, pairs, wants_refusal=refuses, accepts=accepts)
 
+    def _drift(self, encode: Encoder) -> Drift:
+        """From the base, over the tokens that will be routed."""
+        first, accepts = self.recipe.adapter.routed_tokens, forward_parameters(self.model)
+        return Drift(self.model, encode, self.train_rows, first=first, accepts=accepts)
+
+    def _keep_lower(self, trainer: Any, rows: Sequence[Row], folder: Path, forward: Forward) -> None:
+        """Let rows that come again skip the layers below the first routed one."""
+        compute = self.recipe.compute
+        if not compute.keep_lower or compute.torch_compile or len({row.id for row in rows}) < len(rows):
+            return
+        collate = trainer.data_collator
+        trainer.lower = lower_states(self.model, collate, rows, folder / "lower.states", forward)
+        if trainer.lower is not None:
+            trainer.data_collator = Numbered(collate, {row.id: number for number, row in enumerate(rows)})
+
     def _run_trainer(self, trainer: Any, folder: Path, watch: CheckpointWatch | None) -> None:
         last = keep_whole(folder)
         if last is not None:
@@ -235,9 +263,9 @@ class Run:
                 return
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
 
-    def _pairs(self, label: str, limit: int | None) -> list[Row]:
+    def _pairs(self, label: str, limit: int | None, without: frozenset[str] = frozenset()) -> list[Row]:
         """Training rows of one label, mixed; a borderline row counts as benign."""
-        pool = [row for row in self.train_rows if row.label == label]
+        pool = [row for row in self.train_rows if row.label == label and row.id not in without]
         random.Random(self.recipe.seed).shuffle(pool)
         return pool[:limit]
 
@@ -265,8 +293,9 @@ class Run:
 
     # --- routers ---
 
-    def _routers(self, inputs: str) -> None:
+    def _routers(self, inputs: str) -> list[RouterCheckpoint]:
         recipe = self.recipe.routers
+        new = held_out(self.rows, recipe.hold_out, self.recipe.seed)
         set_stage(self.model, "routed")
         set_seed(self.recipe.seed)
         if recipe.start == "fit":
@@ -275,35 +304,72 @@ class Run:
             fit_routers(
                 self.model,
                 encode,
-                self.train_rows,
+                [row for row in self.train_rows if row.id not in new],
                 l2=recipe.l2,
                 borderline_weight=recipe.borderline_weight,
                 sharpness=recipe.sharpness,
+                tokens=recipe.fit_tokens,
+                standardise=recipe.standardise,
+                states=recipe.fit_states,
                 progress=self.progress.update,
             )
             self.progress.end(f"{len(mogu_layers(self.model))} layers")
-        if recipe.epochs > 0:
-            self.progress.begin("routers", "routers: trained end to end")
-            self._train_routers(inputs)
-            self.progress.end(f"{len(mogu_layers(self.model))} layers")
+        if recipe.epochs == 0:
+            return []
+        self.progress.begin("routers", "routers: trained end to end")
+        checks = self._train_routers(inputs, new)
+        chosen = next((f", as after {c.pairs} rows" for c in checks if c.chosen), "")
+        self.progress.end(f"{len(mogu_layers(self.model))} layers{chosen}")
+        return checks
 
-    def _train_routers(self, inputs: str) -> None:
+    def _train_routers(self, inputs: str, new: frozenset[str]) -> list[RouterCheckpoint]:
         recipe = self.recipe.routers
         half = None if recipe.rows is None else recipe.rows // 2
-        rows = [*self._pairs("malicious", half), *self._pairs("benign", half)]
+        rows = [*self._pairs("malicious", half, new), *self._pairs("benign", half, new)]
         encode = Encoder(self.tokenizer, self.recipe.template, recipe.answer_tokens)
-        steps = -(-len(rows) // (recipe.batch_size * recipe.accumulation)) * recipe.epochs
+        per_step = recipe.batch_size * recipe.accumulation
+        steps = -(-len(rows) // per_step) * recipe.epochs
+        every = steps // recipe.epochs if recipe.checkpoint_rows is None else recipe.checkpoint_rows // per_step
         folder = self._work_folder("routers", inputs)
+        watch = None
+        if recipe.select == "validation":
+            watch = RouterWatch(
+                self.ask, "routed", self.rows, folder / "checks.jsonl", per_step, drift=self._drift(encode)
+            )
+            watch.new = new
+            self._watch_start(watch, folder / "start.safetensors")
         collate = RouterCollator(encode)
         trainer = RouterTrainer(
             model=self.model,
             recipe=recipe,
-            args=self._arguments(folder, recipe, steps, max(steps // recipe.epochs, 1)),
+            args=self._arguments(folder, recipe, steps, min(max(every, 1), steps)),
             train_dataset=RowDataset(rows, collate.length),
             data_collator=collate,
-            callbacks=self._reporters("routers"),
+            callbacks=[*self._reporters("routers"), *([] if watch is None else [watch])],
         )
-        self._run_trainer(trainer, folder, None)
+        if recipe.epochs > 1:
+            self._keep_lower(
+                trainer,
+                rows,
+                folder,
+                lambda batch: response_cross_entropy(*answer_logits(self.model, batch, trainer.accepts)),
+            )
+        self._run_trainer(trainer, folder, watch)
+        if watch is None:
+            return []
+        checks = watch.checks
+        best = best_routers(checks)
+        if best.pairs == 0:
+            self._load(load_file(folder / "start.safetensors"))
+        else:
+            self._load_checkpoint(folder / f"checkpoint-{best.pairs // per_step}")
+        return [dataclasses.replace(c, chosen=c is best) for c in checks]
+
+    def _watch_start(self, watch: RouterWatch, file: Path) -> None:
+        """What the routers do before the first step, once: training that makes nothing better is not taken."""
+        if not watch.knows(0):
+            save_tensors(self._tensors(), file)
+            watch.catch_up(0)
 
     # --- balance ---
 
@@ -379,12 +445,14 @@ class Run:
         if stage in _TRAINED:
             # Without the record of other inputs first, an interruption between the files would match it with these.
             (self.stages / f"{stage}.json").unlink(missing_ok=True)
-            tensors = {k: v.contiguous() for k, v in self.model.state_dict().items() if "mogu_" in k}
+            tensors = self._tensors()
             if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
                 raise TrainingError(f"the {stage} stage ends in weights that are not finite; load the base as float32")
-            save_file(tensors, self.stages / f"{stage}.tmp")
-            (self.stages / f"{stage}.tmp").replace(self.stages / f"{stage}.safetensors")
+            save_tensors(tensors, self.stages / f"{stage}.safetensors")
         write_text(self.stages / f"{stage}.json", json.dumps({"inputs": inputs, "report": report}, indent=1))
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        return {k: v.contiguous() for k, v in self.model.state_dict().items() if "mogu_" in k}
 
     def _clear_leftovers(self) -> None:
         """Remove what killed runs left among the stages: checkpoints, and files under a temporary name."""

@@ -5,24 +5,33 @@ The authors leave the checkpoint to the user, who must look at answers. Here the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import random
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from mogu.adapter.config import Stage
 from mogu.adapter.model import active_config, set_shift
 from mogu.data.rows import Row
+from mogu.errors import TrainingError
 from mogu.judge import label_response
 from mogu.recipe import BalanceRecipe
 from mogu.respond import as_text, response_ids
+from mogu.routing import weights_after_prompt
+from mogu.statistics import auroc
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedTokenizerBase
+
+    from mogu.train.drift import Drift
 
 RESPONDER_PROMPTS = 12
 """Validation prompts of each label for a responder's checkpoint."""
 RESPONDER_TOKENS = 14
 """New tokens of their answers."""
+ROUTER_PROMPTS = 24
+"""Validation prompts of each kind for the routers' checkpoints."""
 _ON_TARGET = 0.95
 _DEGENERATE = 0.05
 
@@ -37,11 +46,36 @@ class Checkpoint:
     degenerate: float
     """Share of broken answers."""
     chosen: bool = False
+    kl: float | None = None
+    """KL(base ‖ responder) in nats per token on benign prompts (:class:`mogu.train.drift.Drift`); the unwilling
+    responder is meant to be far away there."""
 
     @property
     def good(self) -> bool:
         """Does what it is for, in sound text."""
         return self.on_target >= _ON_TARGET and self.degenerate <= _DEGENERATE
+
+
+@dataclass(frozen=True)
+class RouterCheckpoint:
+    """What the routed model does with validation prompts after so many rows of end-to-end training."""
+
+    pairs: int
+    """Rows seen; 0 is where training began."""
+    malicious_refused: float
+    benign_refused: float
+    borderline_refused: float
+    degenerate: float
+    auroc: float | None
+    """Of the unwill weight's mean over the layers at the last prompt token (:func:`separation`)."""
+    kl: float | None
+    """KL(base ‖ routed model) in nats per token on benign prompts."""
+    chosen: bool = False
+
+    @property
+    def benefit(self) -> float:
+        """As :attr:`Balance.benefit`."""
+        return self.malicious_refused - self.benign_refused - self.borderline_refused - self.degenerate
 
 
 @dataclass(frozen=True)
@@ -91,27 +125,122 @@ class Respondent:
         self.model.train(was_training)
         return found
 
+    def weights(self, rows: Sequence[Row]) -> tuple[torch.Tensor, torch.Tensor]:
+        """The routers' weights for each row (:func:`mogu.routing.weights_after_prompt`)."""
+        was_training = self.model.training
+        self.model.eval()
+        prompts = [row.instruction for row in rows]
+        found = weights_after_prompt(
+            self.model, self.tokenizer, prompts, batch_size=self.batch_size, template=self.template
+        )
+        self.model.train(was_training)
+        return found
+
     def labels(self, rows: Sequence[Row], new_tokens: int) -> list[str]:
         """The judge's label of the model's answer to each row."""
         answers = self.answers(rows, new_tokens)
         return [label_response(row.instruction, answer) for row, answer in zip(rows, answers, strict=True)]
 
 
-def check_responder(ask: Respondent, stage: Stage, rows: Sequence[Row], pairs: int) -> Checkpoint:
-    """Answers of the active responder to validation rows of both labels."""
+def check_responder(
+    ask: Respondent, stage: Stage, rows: Sequence[Row], pairs: int, drift: Drift | None = None
+) -> Checkpoint:
+    """Answers of the active responder to validation rows of both labels, and its distance from the base."""
     labels = ask.labels(rows, RESPONDER_TOKENS)
     wanted = ("refusal",) if stage == "unwill" else ("complied", "unclear")
     return Checkpoint(
         pairs=pairs,
         on_target=sum(label in wanted for label in labels) / len(labels),
         degenerate=labels.count("degenerate") / len(labels),
+        kl=None if drift is None else drift(),
     )
 
 
 def best_checkpoint(checkpoints: Sequence[Checkpoint]) -> Checkpoint:
-    """The first good one, else the one with most answers on target and fewest broken."""
+    """The first good one, else the one with most answers on target and fewest broken.
+
+    The first is also the nearest to the base: each further step moves a responder away from it.
+    """
     good = [c for c in checkpoints if c.good]
     return good[0] if good else max(checkpoints, key=lambda c: (c.on_target - c.degenerate, c.pairs))
+
+
+def check_routers(
+    ask: Respondent, rows: Sequence[Row], pairs: int, drift: Drift | None = None, new: frozenset[str] = frozenset()
+) -> RouterCheckpoint:
+    """Both sides of the trade on validation rows: answers, the routers' own separation, distance from the base.
+
+    Args:
+        ask: The routed model.
+        rows: All rows; the validation split is used.
+        pairs: Rows seen.
+        drift: Distance from the base.
+        new: Ids of rows of categories that the routers never saw (:func:`held_out`): the separation is that of these;
+            of all if empty.
+    """
+    groups = validation_groups(rows, ROUTER_PROMPTS)
+    everyone = [row for group in groups.values() for row in group]
+    labels = dict(zip((row.id for row in everyone), ask.labels(everyone, RESPONDER_TOKENS), strict=True))
+    return RouterCheckpoint(
+        pairs=pairs,
+        malicious_refused=_refused(groups["malicious"], labels),
+        benign_refused=_refused(groups["benign"], labels),
+        borderline_refused=_refused(groups["borderline"], labels),
+        degenerate=list(labels.values()).count("degenerate") / len(labels),
+        auroc=separation(ask, rows, new),
+        kl=None if drift is None else drift(),
+    )
+
+
+def separation(ask: Respondent, rows: Sequence[Row], new: frozenset[str] = frozenset()) -> float | None:
+    """AUROC of the routers' mean unwill weight after the prompt, malicious against other validation prompts.
+
+    Arguments are those of :func:`check_routers`; with ``new``, of these malicious and borderline rows, and of all plain
+    benign ones. ``None`` without rows on either side.
+    """
+    groups = validation_groups(rows, None if new else ROUTER_PROMPTS)
+    seen = [row for group in groups.values() for row in group]
+    if new:
+        seen = [row for row in seen if row.id in new or (row.label == "benign" and not row.borderline)]
+    weights = ask.weights(seen)[0].mean(dim=0).tolist()
+    return auroc(
+        [weight for row, weight in zip(seen, weights, strict=True) if row.label == "malicious"],
+        [weight for row, weight in zip(seen, weights, strict=True) if row.label == "benign"],
+    )
+
+
+def held_out(rows: Sequence[Row], share: float, seed: int) -> frozenset[str]:
+    """Ids of the rows of some harm categories, and of their harmless twins: to see what routers make of new kinds.
+
+    Args:
+        rows: Of all splits.
+        share: Of the categories of the training split, at least one if above 0.
+        seed: Which ones.
+
+    Raises:
+        TrainingError: The malicious training rows are not of two categories at least.
+    """
+    if share == 0:
+        return frozenset()
+    malicious = [row for row in rows if row.label == "malicious"]
+    categories = sorted({row.category or row.source for row in malicious if row.split == "train"})
+    if len(categories) < 2:
+        raise TrainingError(
+            "routers.hold_out needs malicious training rows of two categories at least; add categories, or set it to 0"
+        )
+    count = min(max(round(share * len(categories)), 1), len(categories) - 1)
+    out = set(random.Random(seed).sample(categories, count))
+    ids = {row.id for row in malicious if (row.category or row.source) in out}
+    return frozenset(ids | {row.id for row in rows if row.twin in ids})
+
+
+def best_routers(checkpoints: Sequence[RouterCheckpoint]) -> RouterCheckpoint:
+    """The greatest benefit wins; of equals the better separation, then the smaller divergence, then the earlier one."""
+    return max(checkpoints, key=lambda c: (round(c.benefit, 9), c.auroc or 0.0, -(c.kl or 0.0), -c.pairs))
+
+
+def _refused(group: Sequence[Row], labels: Mapping[str, str]) -> float:
+    return sum(labels[row.id] == "refusal" for row in group) / len(group) if group else 0.0
 
 
 def responder_rows(rows: Sequence[Row], count: int = RESPONDER_PROMPTS) -> list[Row]:
@@ -150,16 +279,11 @@ def choose_shift(
             continue
         set_shift(ask.model, shift)
         labels = _labels_by_head(ask, everyone, recipe.new_tokens, known)
-
-        def refused(kind: str, labels: dict[str, str] = labels) -> float:
-            group = groups[kind]
-            return sum(labels[row.id] == "refusal" for row in group) / len(group) if group else 0.0
-
         trial = Balance(
             shift=shift,
-            malicious_refused=refused("malicious"),
-            benign_refused=refused("benign"),
-            borderline_refused=refused("borderline"),
+            malicious_refused=_refused(groups["malicious"], labels),
+            benign_refused=_refused(groups["benign"], labels),
+            borderline_refused=_refused(groups["borderline"], labels),
             degenerate=list(labels.values()).count("degenerate") / len(labels),
         )
         trials.append(trial)
@@ -198,8 +322,8 @@ def best_balance(trials: Sequence[Balance], recipe: BalanceRecipe) -> Balance:
     return max(useful or trials, key=lambda t: (round(t.benefit, 9), -t.malicious_refused, -abs(t.shift)))
 
 
-def validation_groups(rows: Sequence[Row], count: int) -> dict[str, list[Row]]:
-    """At most ``count`` validation rows of each kind."""
+def validation_groups(rows: Sequence[Row], count: int | None) -> dict[str, list[Row]]:
+    """At most ``count`` validation rows of each kind; ``None`` is all."""
     validation = [row for row in rows if row.split == "validation"]
     return {
         "malicious": [r for r in validation if r.label == "malicious"][:count],

@@ -7,6 +7,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from mogu.errors import TrainingError
 from mogu.recipe import ComputeRecipe, ResponderRecipe, RouterRecipe
 from mogu.train.batches import answer_logits
 from mogu.train.losses import log_ratio_loss, ratio_loss, response_cross_entropy, router_penalty
+from mogu.train.lower import LowerStates
 from mogu.train.packing import pair_cross_entropy
 
 LOG_RATIO_FLOOR = 0.05
@@ -37,6 +39,8 @@ class AdapterTrainer(Trainer):
         self.remove_callback(PrinterCallback)  # which prints every log entry when there is no progress bar
         self.accepts = forward_parameters(self.model)
         """Arguments of the base's forward."""
+        self.lower: LowerStates | None = None
+        """Hidden states below the first routed layer, if they are kept."""
         if self.args.gradient_checkpointing:
             self.add_callback(_NoGraphBelow())
 
@@ -66,6 +70,10 @@ class AdapterTrainer(Trainer):
         folder.mkdir(parents=True, exist_ok=True)
         # save_embedding_layers=False: "auto" asks the hub for the base's config at every save.
         self.model.save_pretrained(folder, save_embedding_layers=False)
+
+    def skipping(self, inputs: dict[str, torch.Tensor]) -> AbstractContextManager[None]:
+        """Around the forward of ``inputs``: computes no lower layers that were computed before."""
+        return nullcontext() if self.lower is None else self.lower(inputs)
 
     def finite(self, loss: torch.Tensor) -> torch.Tensor:
         """``loss`` as it is.
@@ -109,7 +117,8 @@ class ResponderTrainer(AdapterTrainer):
         self, model: nn.Module, inputs: dict[str, torch.Tensor], return_outputs: bool = False, **kwargs: Any
     ) -> Any:
         """The ratio (or bounded log ratio) of the wanted answers' cross-entropy to the unwanted ones'."""
-        wanted, unwanted = pair_cross_entropy(model, inputs, self.accepts)
+        with self.skipping(inputs):
+            wanted, unwanted = pair_cross_entropy(model, inputs, self.accepts)
         if self.recipe.loss == "ratio":
             loss = ratio_loss(wanted, unwanted)
         else:
@@ -128,7 +137,7 @@ class RouterTrainer(AdapterTrainer):
         self, model: nn.Module, inputs: dict[str, torch.Tensor], return_outputs: bool = False, **kwargs: Any
     ) -> Any:
         """Cross-entropy of the wanted answer plus λ times the router penalty over all real tokens."""
-        with recorded_weights(model) as weights:
+        with recorded_weights(model) as weights, self.skipping(inputs):
             logits, labels = answer_logits(model, inputs, self.accepts)
             unwill, glad = weights()
         loss = response_cross_entropy(logits, labels).mean() + self.recipe.penalty_weight * router_penalty(

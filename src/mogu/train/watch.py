@@ -1,4 +1,4 @@
-"""Looks at a responder whenever Trainer saves a checkpoint, and remembers what it saw across interruptions."""
+"""Looks at the model whenever Trainer saves a checkpoint, and remembers what it saw across interruptions."""
 
 from __future__ import annotations
 
@@ -12,24 +12,34 @@ from transformers import TrainerCallback
 from mogu.adapter.config import Stage
 from mogu.data.rows import Row, read_jsonl, write_jsonl
 from mogu.recipe import ResponderRecipe
-from mogu.train.selection import Checkpoint, Respondent, check_responder
+from mogu.train.drift import Drift
+from mogu.train.selection import Checkpoint, Respondent, RouterCheckpoint, check_responder, check_routers
 
 
 class CheckpointWatch(TrainerCallback):
     """Checks a responder at every saved checkpoint, and may stop its training."""
 
+    kind: type[Any] = Checkpoint
+
     def __init__(
-        self, ask: Respondent, stage: Stage, rows: Sequence[Row], log: Path, per_step: int, recipe: ResponderRecipe
+        self,
+        ask: Respondent,
+        stage: Stage,
+        rows: Sequence[Row],
+        log: Path,
+        per_step: int,
+        recipe: ResponderRecipe | None = None,
+        drift: Drift | None = None,
     ) -> None:
         self.ask, self.stage, self.rows, self.log = ask, stage, rows, log
-        self.per_step, self.recipe = per_step, recipe
+        self.per_step, self.recipe, self.drift = per_step, recipe, drift
 
     @property
-    def checks(self) -> list[Checkpoint]:
-        """All checks so far, by pairs seen."""
+    def checks(self) -> list[Any]:
+        """All checks so far, by rows seen."""
         if not self.log.is_file():
             return []
-        return sorted((Checkpoint(**record) for _, record in read_jsonl(self.log)), key=lambda c: c.pairs)
+        return sorted((self.kind(**record) for _, record in read_jsonl(self.log)), key=lambda check: check.pairs)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """After each checkpoint."""
@@ -43,7 +53,28 @@ class CheckpointWatch(TrainerCallback):
     def catch_up(self, step: int) -> bool:
         """Check the model unless it was before an interruption; True if training may stop."""
         if not self.knows(step):
-            new = check_responder(self.ask, self.stage, self.rows, step * self.per_step)
+            new = self.look(step * self.per_step)
             write_jsonl(self.log, [asdict(check) for check in (*self.checks, new)])
         check = next(c for c in self.checks if c.pairs == step * self.per_step)
-        return self.recipe.stop_when_good and self.recipe.checkpoint is None and check.good
+        return self.enough(check)
+
+    def look(self, pairs: int) -> Any:
+        """What validation says of the model as it is."""
+        return check_responder(self.ask, self.stage, self.rows, pairs, self.drift)
+
+    def enough(self, check: Any) -> bool:
+        """True if training may stop at a checkpoint."""
+        recipe = self.recipe
+        return recipe is not None and recipe.stop_when_good and recipe.checkpoint is None and bool(check.good)
+
+
+class RouterWatch(CheckpointWatch):
+    """Checks the routers at every saved checkpoint, and before the first step."""
+
+    kind = RouterCheckpoint
+    new: frozenset[str] = frozenset()
+    """See :func:`mogu.train.selection.check_routers`."""
+
+    def look(self, pairs: int) -> RouterCheckpoint:
+        """What validation says of the routed model as it is."""
+        return check_routers(self.ask, self.rows, pairs, self.drift, self.new)

@@ -1,0 +1,224 @@
+"""What enters the lowest trained layer, computed once: rows that come again skip the layers below.
+
+Below the first routed layer nothing is trained, so the hidden states of a row there are the same in every epoch. They
+are written to a file on disk when the row is first seen, and read from it ever after.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from mogu.adapter.model import decoder_layers, mogu_layers
+from mogu.data.rows import Row
+from mogu.train.packing import PADDING, REFUSED_MASK
+
+ENTRIES = "entries"
+"""Key of a batch: for each of its lines, the number of its hidden states in the file."""
+_TOLERANCE = 1e-4
+"""By which losses may differ, relative where above 1, between computing the lower layers and skipping them."""
+
+Collate = Callable[[Sequence[Row]], dict[str, torch.Tensor]]
+Forward = Callable[[dict[str, torch.Tensor]], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Numbered:
+    """A collator whose batches say which row each line is of.
+
+    A collator may make several lines of a row: then the first lines of all rows come first, as those of
+    :class:`~mogu.train.batches.PairCollator` do.
+    """
+
+    collate: Collate
+    number: dict[str, int]
+    """Of each row, by its id."""
+
+    def __call__(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
+        """The collator's tensors, and :data:`ENTRIES`, (lines,) int64."""
+        batch = self.collate(rows)
+        numbers = torch.tensor([self.number[row.id] for row in rows])
+        parts = len(batch["input_ids"]) // len(rows)
+        return {**batch, ENTRIES: torch.cat([numbers + part * len(self.number) for part in range(parts)])}
+
+
+class LowerStates:
+    """The hidden states of all lines of a training set, in two files: the states, and which of them are there."""
+
+    def __init__(self, model: Any, lengths: Sequence[int], file: Path, like: Caught) -> None:
+        """Open the files, or make them.
+
+        Args:
+            model: peft model with a MoGU adapter whose lowest layer is not the base's.
+            lengths: Real tokens of each line.
+            file: Where the states lie; ``FILE.known`` says which are there.
+            like: What the lower layers put out.
+
+        Raises:
+            OSError: There is no room for them.
+        """
+        assert like.states is not None
+        dtype, self.width, self.outputs = like.states.dtype, like.states.shape[-1], like.outputs
+        ends = torch.tensor(lengths).cumsum(0).tolist()
+        self.spans = [(end - length, end) for length, end in zip(lengths, ends, strict=True)]
+        first = mogu_layers(model)[0][0]
+        self.below = decoder_layers(model)[:first]
+        size = ends[-1] * self.width
+        _reserve(file, size * dtype.itemsize)
+        _reserve(file.with_name(file.name + ".known"), len(lengths))
+        self.states = torch.from_file(str(file), shared=True, size=size, dtype=dtype).view(-1, self.width)
+        known = file.with_name(file.name + ".known")
+        self.known = torch.from_file(str(known), shared=True, size=len(lengths), dtype=torch.uint8)
+
+    @contextmanager
+    def __call__(self, batch: dict[str, torch.Tensor]) -> Iterator[None]:
+        """Around one forward of a batch of :class:`Numbered`: skips the lower layers if all its lines are known."""
+        entries, real = batch[ENTRIES].tolist(), real_columns(batch)
+        if bool(self.known[entries].all()):
+            hidden = torch.zeros(*real.shape, self.width, dtype=self.states.dtype)
+            for line, entry in enumerate(entries):
+                start, end = self.spans[entry]
+                hidden[line, real.shape[1] - (end - start) :] = self.states[start:end]
+            with skipped(self.below, hidden.to(real.device), self.outputs):
+                yield
+            return
+        with caught(self.below) as found:
+            yield
+        assert found.states is not None
+        states = found.states.cpu()
+        for line, entry in enumerate(entries):
+            start, end = self.spans[entry]
+            self.states[start:end] = states[line, real.shape[1] - (end - start) :]
+        self.known[entries] = 1  # after the states: a killed run believes in none that it did not write
+
+
+def real_columns(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """(lines, columns) bool: which columns of a left-padded or packed batch are not padding."""
+    return batch["segments"] != PADDING if "segments" in batch else batch["attention_mask"].bool()
+
+
+def _reserve(file: Path, size: int) -> None:
+    """Make ``file`` of ``size`` zero bytes, unless it is there; writing to a map beyond a full disk kills a process."""
+    if file.is_file() and file.stat().st_size == size:
+        return
+    with file.open("wb") as opened:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(opened.fileno(), 0, size)
+        else:
+            opened.write(bytes(size))
+
+
+@dataclass
+class Caught:
+    """What the last of the lower layers put out in a forward."""
+
+    states: torch.Tensor | None = None
+    """(lines, columns, width)."""
+    outputs: int | None = None
+    """How many things a layer returns; ``None``: the states alone, not in a tuple."""
+
+
+@contextmanager
+def caught(below: Sequence[nn.Module]) -> Iterator[Caught]:
+    """Yields what the forward inside leaves there."""
+    found = Caught()
+
+    def keep(layer: nn.Module, args: Any, output: Any) -> None:
+        alone = isinstance(output, torch.Tensor)
+        found.states = (output if alone else output[0]).detach()
+        found.outputs = None if alone else len(output)
+
+    handle = below[-1].register_forward_hook(keep)
+    try:
+        yield found
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def skipped(below: Sequence[nn.Module], hidden: torch.Tensor, outputs: int | None) -> Iterator[None]:
+    """The layers ``below`` do nothing inside, and the last of them puts out ``hidden``; ``outputs`` as in Caught."""
+
+    def instead(last: bool) -> Callable[..., Any]:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            states = hidden if last else (args[0] if args else kwargs["hidden_states"])
+            return states if outputs is None else (states, *[None] * (outputs - 1))
+
+        return forward
+
+    try:
+        for index, layer in enumerate(below):
+            layer.forward = instead(index == len(below) - 1)
+        yield
+    finally:
+        for layer in below:
+            layer.__dict__.pop("forward", None)  # the class's own shows again
+
+
+def lower_states(model: Any, collate: Collate, rows: Sequence[Row], file: Path, forward: Forward) -> LowerStates | None:
+    """A cache for ``rows`` where skipping the lower layers changes nothing, found by trial; else ``None``.
+
+    The longest row and the shortest go through the model both ways. A base with dropout of its own below the first
+    routed layer draws anew at every epoch, so it is not cached.
+
+    Args:
+        model: peft model with a MoGU adapter.
+        collate: Makes batches of rows.
+        rows: The training rows.
+        file: Where the states are to lie.
+        forward: Losses of a batch, (any,).
+
+    Raises:
+        OSError: There is no room for the states.
+    """
+    if mogu_layers(model)[0][0] == 0:
+        return None
+    lengths = [[int(n) for n in real_columns(collate([row])).sum(dim=1)] for row in rows]
+    by_length = sorted(range(len(rows)), key=lambda index: max(lengths[index]))
+    trial = collate([rows[by_length[0]], rows[by_length[-1]]])
+    trial = {name: tensor.to(model.device) for name, tensor in trial.items()}
+    below = decoder_layers(model)[: mogu_layers(model)[0][0]]
+    if (like := _found_alike(model, below, trial, forward)) is None:
+        return None
+    parts = zip(*lengths, strict=True)
+    return LowerStates(model, [length for part in parts for length in part], file, like)
+
+
+def _found_alike(
+    model: Any, below: Sequence[nn.Module], batch: dict[str, torch.Tensor], forward: Forward
+) -> Caught | None:
+    """What comes out below in the trial if nothing changes by skipping what is below."""
+    was_training = model.training
+    real = real_columns(batch)
+    try:
+        with torch.no_grad():
+            model.train()  # with the base's own dropout, if it has any
+            drawn = []
+            for _ in range(2):
+                with caught(below) as found:
+                    forward(batch)
+                assert found.states is not None
+                drawn.append(found.states[real])
+            if not torch.equal(*drawn):
+                return None
+            model.eval()
+            with caught(below) as found:
+                whole = forward(batch)
+            assert found.states is not None
+            with skipped(below, found.states * real[:, :, None], found.outputs):
+                short = forward(batch)
+    except torch.OutOfMemoryError:
+        raise
+    except REFUSED_MASK:
+        return None
+    finally:
+        model.train(was_training)
+    alike = bool(((whole - short).abs() <= _TOLERANCE * whole.abs().clamp(min=1)).all())
+    return found if alike else None
