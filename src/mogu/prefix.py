@@ -75,8 +75,7 @@ def shares(
     model: Any, tokenizer: PreTrainedTokenizerBase, prefix: Sequence[int], prompts: Sequence[Sequence[int]]
 ) -> bool:
     """Whether ``model`` says the same after a shared prefix, found by trial on the longest and the shortest prompt."""
-    config = model.config.get_text_config()
-    if len(prefix) < WORTHWHILE or not can_hold(DynamicCache(config=config)):
+    if len(prefix) < WORTHWHILE or not can_hold(DynamicCache(config=model.config.get_text_config())):
         return False
     by_length = sorted(prompts, key=len)
     pair = [by_length[0], by_length[-1]]

@@ -65,7 +65,7 @@ def tell_of_native_writes() -> None:
         return save
 
     torch.save = telling(torch.save)
-    mogu.train.run.save_file = telling(mogu.train.run.save_file)
+    mogu.train.checkpoints.save_file = telling(mogu.train.checkpoints.save_file)
     peft.peft_model.safe_save_file = telling(peft.peft_model.safe_save_file)
 
 
