@@ -210,11 +210,10 @@ def floor(
 
     from mogu.train.packing import PackedCollator
 
-    batch = PackedCollator(encode, wants_refusal=False)(rows)
-    real = batch["segments"] > 0
-    width = -(-int(real.sum()) // PAIRS)
-    kept = -(-int((batch["segments"] > 1).sum()) // PAIRS)
-    ids = batch["input_ids"][real]
+    alone = [PackedCollator(encode, wants_refusal=False)([row]) for row in rows]
+    ids = torch.cat([batch["input_ids"][0] for batch in alone])
+    width = -(-len(ids) // PAIRS)
+    kept = -(-sum(int((batch["answers"] >= 0).sum()) for batch in alone) // PAIRS)
     ids = torch.cat([ids, ids[: width * PAIRS - len(ids)]]).view(PAIRS, width).to(model.device)
 
     def part(rows: Any) -> Any:

@@ -96,8 +96,26 @@ def test_losses_and_gradients_are_those_of_the_whole_model(architecture: str, pa
 
 
 def test_every_line_of_a_row_has_an_entry_of_its_own() -> None:
-    _, numbered = None, Numbered(collator(False), {row.id: number for number, row in enumerate(ROWS)})
-    assert numbered([ROWS[3], ROWS[0]])[ENTRIES].tolist() == [3, 0, 3 + len(ROWS), len(ROWS)]
+    numbered = Numbered(collator(False), {row.id: number for number, row in enumerate(ROWS)})
+    batch = numbered([ROWS[3], ROWS[0]])
+    assert batch[ENTRIES].tolist() == [3, 0, 3 + len(ROWS), len(ROWS)]
+    assert batch["line"].tolist() == [0, 1, 2, 3]
+    for mask, columns in zip(batch["attention_mask"], batch["columns"], strict=True):
+        assert columns[columns >= 0].tolist() == mask.nonzero().flatten().tolist()
+
+
+def test_a_beginning_that_texts_share_belongs_to_all_of_them(tmp_path: Path) -> None:
+    """Pairs first seen together, then in other company: what they shared is there for each."""
+    model = model_of("llama")
+    kept, numbered = cache(model, True, tmp_path)
+    assert kept is not None
+    with kept(batch := numbered(ROWS[:4])):
+        losses(model, batch)
+    assert (batch["columns"][:, 0] == 0).all()
+    for rows in ([ROWS[3]], [ROWS[2], ROWS[1]]):
+        whole = losses(model, batch := numbered(rows))
+        with kept(batch):
+            assert_close(losses(model, batch), whole, atol=1e-5, rtol=1e-5)
 
 
 def test_a_base_with_dropout_of_its_own_is_not_kept(tmp_path: Path) -> None:
@@ -162,8 +180,9 @@ def test_a_run_computes_the_lower_layers_once_for_each_row(
         routers=dataclasses.replace(small.RANDOM.routers, start="fit", epochs=2, rows=8, batch_size=2, accumulation=1),
     )
     train(small.base(), small.tokenizer(), small.rows(), recipe, tmp_path, model_name="tiny", batch_size=4)
-    # a trial of two rows and one more epoch: 6 pairs for each responder, 8 rows for the routers
-    assert sum(served) == (3 * 2 + 6 + 6 + 8 if kept else 0)
+    # lines: in each stage a trial of two rows, packed for the responders, and one more epoch: 6 pairs, two to a line,
+    # for each responder, 8 rows for the routers
+    assert sum(served) == (1 + 1 + 2 + 3 + 3 + 8 if kept else 0)
     assert not list(tmp_path.rglob("lower.states*"))
 
 

@@ -66,18 +66,37 @@ def gradients(model: Any, loss: torch.Tensor) -> dict[str, torch.Tensor]:
 # rows
 
 
-def test_a_row_is_the_prompt_and_both_answers_each_behind_its_last_token() -> None:
-    batch = pack([(([5, 6, 7], [8, 9]), ([5, 6, 7], [10, 11, 12])), (([5, 6], [8]), ([5, 6], [9]))], 0)
-    assert batch["input_ids"].tolist() == [[5, 6, 7, 8, 7, 10, 11], [0, 0, 0, 0, 5, 6, 6]]
-    assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 2, 3, 4], [0, 0, 0, 0, 0, 1, 1]]
-    assert batch["segments"].tolist() == [[1, 1, 2, 2, 3, 3, 3], [0, 0, 0, 0, 1, 2, 3]]
-    assert batch["targets"].tolist() == [[IGNORED] * 2 + [8, 9, 10, 11, 12], [IGNORED] * 5 + [8, 9]]
+def test_a_line_is_the_shared_beginning_then_prompts_then_answers_each_behind_its_last_token() -> None:
+    batch = pack([(([5, 6, 7], [8, 9]), ([5, 6, 7], [10, 11, 12])), (([5, 3, 4], [8]), ([5, 3, 4], [9]))], 0)
+    assert batch["input_ids"].tolist() == [[5, 6, 3, 7, 8, 7, 10, 11, 4, 4]]
+    assert batch["position_ids"].tolist() == [[0, 1, 1, 2, 3, 2, 3, 4, 2, 2]]
+    assert batch["segments"].tolist() == [[1, 2, 5, 3, 3, 4, 4, 4, 6, 7]]
+    assert batch["prompts"].tolist() == [[1, 2, 5, 2, 2, 2, 2, 2, 5, 5]]
+    assert batch["targets"].tolist() == [[IGNORED] * 3 + [8, 9, 10, 11, 12, 8, 9]]
+    assert batch["answers"].tolist() == [[-1, -1, -1, 0, 0, 1, 1, 1, 2, 3]]
+    assert batch["line"].tolist() == [0, 0]
+    assert batch["columns"].tolist() == [[0, 1, 3, 4, 5, 6, 7], [0, 2, 8, 9, -1, -1, -1]]
+
+
+def test_several_lines_hold_like_numbers_of_columns_padded_on_the_left() -> None:
+    """Columns after the beginning: 6, 2 and 3, in lines of about five."""
+    pairs = [
+        (([5, 6, 7], [8, 9]), ([5, 6, 7], [10, 11, 12])),
+        (([5, 4], [8]), ([5, 4], [9])),
+        (([5, 3], [1]), ([5, 3], [2, 2])),
+    ]
+    batch = pack(pairs, 0, line_tokens=7)
+    assert batch["line"].tolist() == [0, 1, 1]
+    assert batch["input_ids"].tolist() == [[5, 6, 7, 8, 7, 10, 11], [0, 5, 3, 3, 2, 4, 4]]
+    assert batch["answers"].tolist() == [[-1, -1, 0, 0, 1, 1, 1], [-1, -1, 4, 5, 5, 2, 3]]
+    assert batch["segments"].tolist()[1] == [0, 1, 3, 4, 4, 6, 7]
+    assert batch["columns"].tolist() == [[0, 1, 2, 3, 4, 5, 6], [1, 5, 6, -1, -1, -1, -1], [1, 2, 3, 4, -1, -1, -1]]
 
 
 def test_a_prompt_of_one_token_and_an_empty_answer() -> None:
     batch = pack([(([5], [6, 7]), ([5], []))], 0)
     assert batch["input_ids"].tolist() == [[5, 6]]
-    assert batch["segments"].tolist() == [[2, 2]]
+    assert batch["answers"].tolist() == [[0, 0]]
     assert batch["targets"].tolist() == [[6, 7]]
 
 
@@ -92,8 +111,8 @@ def test_the_wanted_answer_comes_first_and_answers_are_cut(wants_refusal: bool) 
     )
     wanted, unwanted = (refusal, glad) if wants_refusal else (glad, refusal)
     assert len(refusal) == len(glad) == 3
-    assert batch["targets"][batch["segments"] == packing.WANTED].tolist() == wanted
-    assert batch["targets"][batch["segments"] == packing.UNWANTED].tolist() == unwanted
+    assert batch["targets"][batch["answers"] == 0].tolist() == wanted
+    assert batch["targets"][batch["answers"] == 1].tolist() == unwanted
     assert batch["input_ids"].shape[1] == collate.length(row)
 
 
@@ -105,28 +124,44 @@ def test_lengths_are_those_of_unpadded_batches() -> None:
 # masks
 
 
-def test_columns_read_the_prompt_and_their_own_answer_up_to_themselves() -> None:
-    segments = [0, 0, 1, 1, 2, 2, 3, 3, 3]
-    mask = segment_mask(torch.tensor([segments]))
-    assert mask.shape == (1, 1, 9, 9)
+def test_columns_read_the_beginning_their_prompt_and_their_own_answer_up_to_themselves() -> None:
+    segments, prompts = [0, 0, 1, 1, 2, 2, 5, 3, 3, 4, 6, 7], [0, 0, 1, 1, 2, 2, 5, 2, 2, 2, 5, 5]
+    mask = segment_mask(torch.tensor([segments]), torch.tensor([prompts]))
+    assert mask.shape == (1, 1, 12, 12)
     assert mask.dtype == torch.bool
-    for reader, read in itertools.product(range(9), repeat=2):
-        mine, other = segments[reader], segments[read]
-        expected = reader == read or (read < reader and other != 0 and (other == 1 or other == mine))
+    for reader, read in itertools.product(range(12), repeat=2):
+        known = {1, segments[reader], {3: 2, 4: 2, 6: 5, 7: 5}.get(segments[reader])}
+        expected = reader == read or (read < reader and segments[read] != 0 and segments[read] in known)
         assert mask[0, 0, reader, read].item() == expected, (reader, read)
+
+
+def test_texts_without_prompts_of_their_own_read_the_beginning_and_themselves() -> None:
+    mask = segment_mask(torch.tensor([[1, 2, 2, 3]]))[0, 0]
+    assert mask.tolist() == [
+        [True] + [False] * 3,
+        [True] * 2 + [False] * 2,
+        [True] * 3 + [False],
+        [True, False, False, True],
+    ]
 
 
 # losses
 
 
+@pytest.mark.parametrize("line_tokens", [packing.LINE_TOKENS, 120])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @each_architecture
-def test_losses_are_those_of_every_answer_alone(architecture: str, attention: str) -> None:
-    """Rows of unequal lengths, so that all but one are padded."""
+def test_losses_are_those_of_every_answer_alone(
+    architecture: str, attention: str, line_tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of unequal lengths, all in one line or in several."""
+    monkeypatch.setattr(packing.pack, "__defaults__", (line_tokens,))
     model, collate = adapted(architecture, attention), PackedCollator(encoder(), True)
     rows = ROWS[:5]
     assert len({collate.length(row) for row in rows}) > 2
-    found = pair_cross_entropy(model, collate(rows), forward_parameters(model))
+    batch = collate(rows)
+    assert (len(batch["input_ids"]) == 1) == (line_tokens == packing.LINE_TOKENS)
+    found = pair_cross_entropy(model, batch, forward_parameters(model))
     expected = [torch.stack(each) for each in zip(*(alone(model, encoder(), row) for row in rows), strict=True)]
     for one, other in zip(found, expected, strict=True):
         assert one.shape == (5,)
@@ -160,7 +195,7 @@ def test_the_vocabulary_is_projected_only_where_answers_are() -> None:
     widths = []
     model.get_output_embeddings().register_forward_hook(lambda module, args, out: widths.append(out.shape[1]))
     pair_cross_entropy(model, batch, forward_parameters(model))
-    assert widths == [int((batch["segments"] >= packing.WANTED).sum(dim=1).max())]
+    assert widths == [int((batch["answers"] >= 0).sum(dim=1).max())]
 
 
 # whether to pack
@@ -202,7 +237,7 @@ def test_a_model_that_computes_something_else_is_not(monkeypatch: pytest.MonkeyP
     """Found by trial: here every column reads all before it."""
     model = adapted("llama")
     real = packing.segment_mask
-    monkeypatch.setattr(packing, "segment_mask", lambda segments: real(segments.clamp(max=1)))
+    monkeypatch.setattr(packing, "segment_mask", lambda segments, prompts: real(segments.clamp(max=1)))
     assert chosen(model) is PairCollator
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from mogu.train.batches import Encoded, pad
-from mogu.train.packing import PADDING, PROMPT, REFUSED_MASK, as_read_by, may_pack, segment_mask
+from mogu.train.packing import BEGINNING, PADDING, REFUSED_MASK, TEXT, as_read_by, may_pack, segment_mask
 
 LINE_TOKENS = 192
 """Columns of a packed line after the shared beginning; a longer row has a line of its own."""
@@ -83,7 +83,7 @@ def packed(model: Any, rows: Sequence[Encoded], folds: Sequence[int], shared: in
     positions = torch.zeros(len(lines), width, dtype=torch.long)
     segments = torch.full((len(lines), width), PADDING)
     for n, members in enumerate(lines):
-        columns = [(beginning, 0, PROMPT), *((texts[i], shared, PROMPT + k) for k, i in enumerate(members, 1))]
+        columns = [(beginning, 0, BEGINNING), *((texts[i], shared, TEXT + k) for k, i in enumerate(members))]
         at = 0
         for text, start, segment in columns:
             here = slice(at, at := at + len(text))

@@ -21,7 +21,7 @@ from mogu.data.rows import Row
 from mogu.train.packing import PADDING, REFUSED_MASK
 
 ENTRIES = "entries"
-"""Key of a batch: for each of its lines, the number of its hidden states in the file."""
+"""Key of a batch: for each of its texts, the number of its hidden states in the file."""
 _TOLERANCE = 1e-4
 """By which losses may differ, relative where above 1, between computing the lower layers and skipping them."""
 
@@ -31,7 +31,7 @@ Forward = Callable[[dict[str, torch.Tensor]], torch.Tensor]
 
 @dataclass(frozen=True)
 class Numbered:
-    """A collator whose batches say which row each line is of.
+    """A collator whose batches say which row each of their texts is of, and where it lies.
 
     A collator may make several lines of a row: then the first lines of all rows come first, as those of
     :class:`~mogu.train.batches.PairCollator` do.
@@ -42,22 +42,35 @@ class Numbered:
     """Of each row, by its id."""
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
-        """The collator's tensors, and :data:`ENTRIES`, (lines,) int64."""
+        """The collator's tensors, :data:`ENTRIES` (texts,), ``line`` (texts,), and ``columns`` (texts, longest text).
+
+        All int64; ``columns`` ends in -1 where a text is shorter. Packed lines hold many texts, others one each.
+        """
         batch = self.collate(rows)
+        if "columns" not in batch:
+            batch = {**batch, **_one_text_a_line(batch["attention_mask"])}
         numbers = torch.tensor([self.number[row.id] for row in rows])
-        parts = len(batch["input_ids"]) // len(rows)
+        parts = len(batch["line"]) // len(rows)
         return {**batch, ENTRIES: torch.cat([numbers + part * len(self.number) for part in range(parts)])}
 
 
+def _one_text_a_line(mask: torch.Tensor) -> dict[str, torch.Tensor]:
+    """``line`` and ``columns`` of a left-padded batch."""
+    lines, width = mask.shape
+    first = width - mask.sum(dim=1, keepdim=True)
+    columns = torch.arange(width)[None, :] + first
+    return {"line": torch.arange(lines), "columns": torch.where(columns < width, columns, -1)}
+
+
 class LowerStates:
-    """The hidden states of all lines of a training set, in two files: the states, and which of them are there."""
+    """The hidden states of all texts of a training set, in two files: the states, and which of them are there."""
 
     def __init__(self, model: Any, lengths: Sequence[int], file: Path, like: Caught) -> None:
         """Open the files, or make them.
 
         Args:
             model: peft model with a MoGU adapter whose lowest layer is not the base's.
-            lengths: Real tokens of each line.
+            lengths: Tokens of each text.
             file: Where the states lie; ``FILE.known`` says which are there.
             like: What the lower layers put out.
 
@@ -79,28 +92,30 @@ class LowerStates:
 
     @contextmanager
     def __call__(self, batch: dict[str, torch.Tensor]) -> Iterator[None]:
-        """Around one forward of a batch of :class:`Numbered`: skips the lower layers if all its lines are known."""
-        entries, real = batch[ENTRIES].tolist(), real_columns(batch)
+        """Around one forward of a batch of :class:`Numbered`: skips the lower layers if all its texts are known."""
+        entries, lines, width = batch[ENTRIES].tolist(), batch["line"].tolist(), batch["input_ids"].shape
+        texts = [
+            (line, columns[columns >= 0], slice(*self.spans[entry]))
+            for entry, line, columns in zip(entries, lines, batch["columns"].cpu(), strict=True)
+        ]
         if bool(self.known[entries].all()):
-            hidden = torch.zeros(*real.shape, self.width, dtype=self.states.dtype)
-            for line, entry in enumerate(entries):
-                start, end = self.spans[entry]
-                hidden[line, real.shape[1] - (end - start) :] = self.states[start:end]
-            with skipped(self.below, hidden.to(real.device), self.outputs):
+            hidden = torch.zeros(*width, self.width, dtype=self.states.dtype)
+            for line, columns, span in texts:
+                hidden[line, columns] = self.states[span]
+            with skipped(self.below, hidden.to(batch["input_ids"].device), self.outputs):
                 yield
             return
         with caught(self.below) as found:
             yield
         assert found.states is not None
         states = found.states.cpu()
-        for line, entry in enumerate(entries):
-            start, end = self.spans[entry]
-            self.states[start:end] = states[line, real.shape[1] - (end - start) :]
+        for line, columns, span in texts:
+            self.states[span] = states[line, columns]
         self.known[entries] = 1  # after the states: a killed run believes in none that it did not write
 
 
 def real_columns(batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """(lines, columns) bool: which columns of a left-padded or packed batch are not padding."""
+    """(lines, columns) bool: which columns of a batch are not padding."""
     return batch["segments"] != PADDING if "segments" in batch else batch["attention_mask"].bool()
 
 

@@ -1,12 +1,14 @@
-"""Both answers of a pair in one row, so that the prompt, which they share, is computed once.
+"""Pairs in as few columns as they have different tokens: what several answers follow is computed once.
 
-A packed row, padded on the left, is
+A packed line, padded on the left, is
 
-    prompt without its last token | last prompt token, wanted answer | last prompt token, unwanted answer
+    beginning | rest of prompt 1 | rest of prompt 2 | … | wanted 1 | unwanted 1 | wanted 2 | unwanted 2 | …
 
-where both answers go without their own last token: no loss reads what comes after it. So the logits of every column of
-an answer predict exactly one token. The columns of an answer see the prompt and their own answer, never the other one,
-and count positions from the prompt's end, so that the losses and gradients are those of two rows of their own.
+where all prompts of a batch share the beginning (a template's system prompt), prompts go without their last token, and
+an answer is that last token and the answer without its own last token: no loss reads what comes after it. So the logits
+of every column of an answer predict exactly one token. A column reads the beginning, its own prompt and its own answer,
+nothing of another pair or of the other answer, and counts positions as if it were alone, so that the losses and
+gradients are those of two rows of their own for each pair.
 """
 
 from __future__ import annotations
@@ -22,8 +24,10 @@ from mogu.data.rows import Row
 from mogu.train.batches import Encoded, Encoder, PairCollator, answer_logits, encode_pair
 from mogu.train.losses import IGNORED, response_cross_entropy
 
-PADDING, PROMPT, WANTED, UNWANTED = range(4)
-"""What a column of a packed row holds."""
+PADDING, BEGINNING, TEXT = range(3)
+"""Segments of a packed line: columns that nobody reads, those that all read, and the first of the texts after them."""
+LINE_TOKENS = 384
+"""About so many columns make a line of several pairs; attention within longer ones costs more than sharing saves."""
 
 _TAKE_ANY_MASK = ("sdpa", "eager")
 """Attention implementations of transformers that read a mask of their caller's (rows, 1, tokens, tokens)."""
@@ -32,53 +36,117 @@ REFUSED_MASK = (RuntimeError, ValueError, TypeError, IndexError, AttributeError,
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
 _ROUGH_TOLERANCE = 5e-2
 """Nats per token by which two equal computations may differ, relative where above 1; half precision is rough."""
+_NONE = -1
 
 
-def pack(pairs: Sequence[tuple[Encoded, Encoded]], pad_token_id: int) -> dict[str, torch.Tensor]:
-    """Pairs of (prompt, wanted answer) and (prompt, unwanted answer) as packed rows.
+def pack(
+    pairs: Sequence[tuple[Encoded, Encoded]], pad_token_id: int, line_tokens: int = LINE_TOKENS
+) -> dict[str, torch.Tensor]:
+    """Pairs of (prompt, wanted answer) and (prompt, unwanted answer) as packed lines.
 
     Returns:
-        ``input_ids``, ``position_ids``, ``segments`` (what each column holds) and ``targets`` (the token that a column
-        predicts, :data:`~mogu.train.losses.IGNORED` outside of answers), all int64 of shape (pairs, longest row).
+        int64 tensors. Of shape (lines, longest line): ``input_ids``; ``position_ids``; ``segments``, which text a
+        column is of; ``prompts``, the segment of the prompt that it follows (:func:`segment_mask`); ``targets``, the token
+        that it predicts, :data:`~mogu.train.losses.IGNORED` outside of answers; ``answers``, 2 · pair for a column of
+        that pair's wanted answer, 2 · pair + 1 for one of the unwanted answer, -1 for others.
+        ``line`` (pairs,), where each pair lies, and ``columns`` (pairs, longest pair): the columns of the prompt, the
+        wanted and the unwanted answer of each, then -1.
 
-    >>> [t.tolist() for t in pack([(([5, 6], [7, 8]), ([5, 6], [9]))], 0).values()]
-    [[[5, 6, 7, 6]], [[0, 1, 2, 1]], [[1, 2, 2, 3]], [[-100, 7, 8, 9]]]
+    >>> batch = pack([(([5, 6], [7, 8]), ([5, 6], [9])), (([5, 4], [3]), ([5, 4], [2]))], 0)
+    >>> [batch[name].tolist() for name in ("input_ids", "position_ids", "segments", "targets")]
+    [[[5, 6, 7, 6, 4, 4]], [[0, 1, 2, 1, 1, 1]], [[1, 3, 3, 4, 6, 7]], [[-100, 7, 8, 9, 3, 2]]]
+    >>> [batch[name].tolist() for name in ("answers", "line", "columns")]
+    [[[-1, 0, 0, 1, 2, 3]], [0, 0], [[0, 1, 2, 3], [0, 4, 5, -1]]]
     """
-    rows = [_packed_row(prompt, wanted, unwanted) for (prompt, wanted), (_, unwanted) in pairs]
-    width = max(len(row["input_ids"]) for row in rows)
-    blanks = {"input_ids": pad_token_id, "position_ids": 0, "segments": PADDING, "targets": IGNORED}
+    shared = _shared_length([prompt[:-1] for (prompt, _), _ in pairs])
+    sizes = [_columns_of(prompt, wanted, unwanted) - shared for (prompt, wanted), (_, unwanted) in pairs]
+    lines = [_Line() for _ in range(-(-sum(sizes) // max(line_tokens - shared, 1)) or 1)][: len(pairs)]
+    for number in sorted(range(len(pairs)), key=lambda number: (-sizes[number], number)):
+        min(lines, key=lambda line: line.size).add(number, sizes[number])
+    beginning = pairs[0][0][0][:shared]
+    packed = [line.laid_out(pairs, beginning) for line in lines]
+    width = max(len(columns) for columns, _ in packed)
+    blank = (pad_token_id, 0, PADDING, PADDING, IGNORED, _NONE)
+    table = torch.tensor([[blank] * (width - len(columns)) + columns for columns, _ in packed])
+    names = ("input_ids", "position_ids", "segments", "prompts", "targets", "answers")
+    where = {
+        number: (n, [width - len(columns) + column for column in own])
+        for n, (columns, found) in enumerate(packed)
+        for number, own in found.items()
+    }
+    longest = max(len(own) for _, own in where.values())
     return {
-        name: torch.tensor([[blank] * (width - len(row[name])) + row[name] for row in rows])
-        for name, blank in blanks.items()
+        **{name: table[:, :, n].contiguous() for n, name in enumerate(names)},
+        "line": torch.tensor([where[number][0] for number in range(len(pairs))]),
+        "columns": torch.tensor(
+            [own + [_NONE] * (longest - len(own)) for _, own in (where[number] for number in range(len(pairs)))]
+        ),
     }
 
 
-def _packed_row(prompt: list[int], wanted: list[int], unwanted: list[int]) -> dict[str, list[int]]:
-    """One row of :func:`pack`, without padding."""
-    shared = len(prompt) - 1
-    ids, positions = prompt[:shared], list(range(shared))
-    segments, targets = [PROMPT] * shared, [IGNORED] * shared
-    for kind, answer in ((WANTED, wanted), (UNWANTED, unwanted)):
-        ids += (prompt[shared:] + answer)[: len(answer)]
-        positions += range(shared, shared + len(answer))
-        segments += [kind] * len(answer)
-        targets += answer
-    return {"input_ids": ids, "position_ids": positions, "segments": segments, "targets": targets}
+def _shared_length(texts: Sequence[Sequence[int]]) -> int:
+    """Tokens with which all ``texts`` begin."""
+    least = min(map(len, texts))
+    return next((n for n in range(least) if len({text[n] for text in texts}) > 1), least)
 
 
-def segment_mask(segments: torch.Tensor) -> torch.Tensor:
+def _columns_of(prompt: Sequence[int], wanted: Sequence[int], unwanted: Sequence[int]) -> int:
+    return len(prompt) - 1 + len(wanted) + len(unwanted)
+
+
+class _Line:
+    """Which pairs lie in one line."""
+
+    def __init__(self) -> None:
+        self.members: list[int] = []
+        self.size = 0
+
+    def add(self, number: int, size: int) -> None:
+        self.members.append(number)
+        self.size += size
+
+    def laid_out(
+        self, pairs: Sequence[tuple[Encoded, Encoded]], beginning: list[int]
+    ) -> tuple[list[tuple[int, ...]], dict[int, list[int]]]:
+        """The columns (token, position, segment, prompt's segment, target, answer), and those of each pair."""
+        columns: list[tuple[int, ...]] = []
+        shared = len(beginning)
+
+        def put(ids: list[int], start: int, segment: int, prompt: int, targets: list[int], answer: int) -> list[int]:
+            first = len(columns)
+            for n, (token, target) in enumerate(zip(ids, targets, strict=True)):
+                columns.append((token, start + n, segment, prompt, target, answer))
+            return list(range(first, len(columns)))
+
+        begun = put(beginning, 0, BEGINNING, BEGINNING, [IGNORED] * shared, _NONE)
+        own: dict[int, list[int]] = {}
+        for place, number in enumerate(self.members):
+            prompt, segment = pairs[number][0][0], TEXT + 3 * place
+            rest = prompt[shared:-1]
+            own[number] = begun + put(rest, shared, segment, segment, [IGNORED] * len(rest), _NONE)
+        for place, number in enumerate(self.members):
+            for kind, (prompt, answer) in enumerate(pairs[number]):
+                ids, segment = (prompt[-1:] + answer)[: len(answer)], TEXT + 3 * place
+                own[number] += put(ids, len(prompt) - 1, segment + 1 + kind, segment, answer, 2 * number + kind)
+        return columns, own
+
+
+def segment_mask(segments: torch.Tensor, prompts: torch.Tensor | None = None) -> torch.Tensor:
     """Which column (second to last axis) reads which (last axis).
 
     Args:
-        segments: (rows, tokens) int64: :data:`PADDING`, :data:`PROMPT`, or any other number for each text after the
-            prompt, as from :func:`pack`.
+        segments: (lines, columns) int64: :data:`PADDING`, :data:`BEGINNING`, or a number from :data:`TEXT` on for each
+            text that reads the beginning and itself.
+        prompts: (lines, columns) int64: the segment that a column reads besides; default: none.
 
     Returns:
-        (rows, 1, tokens, tokens) bool. A column of padding reads itself only: a softmax over nothing is not a number.
+        (lines, 1, columns, columns) bool. A column of padding reads itself only: a softmax over nothing is no number.
     """
     columns = torch.arange(segments.shape[1], device=segments.device)
     reader, read = segments[:, :, None], segments[:, None, :]
-    same_text = (read == PROMPT) | (read == reader)
+    same_text = (read == BEGINNING) | (read == reader)
+    if prompts is not None:
+        same_text = same_text | (read == prompts[:, :, None])
     causal = columns[None, :] <= columns[:, None]
     itself = columns[None, :] == columns[:, None]
     return ((same_text & causal & (read != PADDING)) | itself).unsqueeze(1)
@@ -86,21 +154,21 @@ def segment_mask(segments: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class PackedCollator:
-    """Pairs for one responder, one row for each pair; see :class:`~mogu.train.batches.PairCollator`."""
+    """Pairs for one responder, packed; see :class:`~mogu.train.batches.PairCollator`."""
 
     encode: Encoder
     wants_refusal: bool
     """True for the unwilling responder."""
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
-        """(pairs, tokens) tensors of :func:`pack`."""
+        """The tensors of :func:`pack`."""
         pairs = [encode_pair(self.encode, row, self.wants_refusal) for row in rows]
         return pack(pairs, self.encode.tokenizer.pad_token_id)
 
     def length(self, row: Row) -> int:
-        """Columns that ``row`` takes without padding."""
+        """Columns that ``row`` takes alone."""
         (prompt, wanted), (_, unwanted) = encode_pair(self.encode, row, self.wants_refusal)
-        return len(prompt) - 1 + len(wanted) + len(unwanted)
+        return _columns_of(prompt, wanted, unwanted)
 
 
 def pair_cross_entropy(
@@ -119,23 +187,19 @@ def pair_cross_entropy(
     if "segments" not in batch:
         wanted, unwanted = response_cross_entropy(*answer_logits(model, batch, accepts)).chunk(2)
         return wanted, unwanted
-    segments, targets = batch["segments"], batch["targets"]
+    targets, answers, pairs = batch["targets"], batch["answers"], len(batch["line"])
     inputs: dict[str, Any] = {"input_ids": batch["input_ids"], "position_ids": batch["position_ids"]}
-    kept = segments.shape[1] - int((targets != IGNORED).any(dim=0).nonzero()[0])
+    kept = targets.shape[1] - int((targets != IGNORED).any(dim=0).nonzero()[0])
     if "logits_to_keep" in accepts:
         inputs["logits_to_keep"] = kept
-    logits = model(**inputs, attention_mask=as_read_by(model, segment_mask(segments)), use_cache=False).logits[
-        :, -kept:
-    ]
-    segments, targets = segments[:, -kept:], targets[:, -kept:]
-    losses = functional.cross_entropy(
-        logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none"
-    ).view(targets.shape)
-    return _mean_over(losses, segments == WANTED), _mean_over(losses, segments == UNWANTED)
-
-
-def _mean_over(losses: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
-    return (losses * where).sum(dim=1) / where.sum(dim=1).clamp(min=1)
+    mask = as_read_by(model, segment_mask(batch["segments"], batch["prompts"]))
+    logits = model(**inputs, attention_mask=mask, use_cache=False).logits[:, -kept:]
+    said = answers[:, -kept:] != _NONE
+    each, slots = targets[:, -kept:][said], answers[:, -kept:][said]
+    losses = functional.cross_entropy(logits[said].float(), each, reduction="none")
+    sums = losses.new_zeros(2 * pairs).index_add(0, slots, losses)
+    means = sums / torch.bincount(slots, minlength=2 * pairs).clamp(min=1)
+    return means[0::2], means[1::2]
 
 
 def as_read_by(model: Any, mask: torch.Tensor) -> torch.Tensor:
