@@ -46,9 +46,9 @@ def pack(
 
     Returns:
         int64 tensors. Of shape (lines, longest line): ``input_ids``; ``position_ids``; ``segments``, which text a
-        column is of; ``prompts``, the segment of the prompt that it follows (:func:`segment_mask`); ``targets``, the token
-        that it predicts, :data:`~mogu.train.losses.IGNORED` outside of answers; ``answers``, 2 · pair for a column of
-        that pair's wanted answer, 2 · pair + 1 for one of the unwanted answer, -1 for others.
+        column is of; ``prompts``, the segment of the prompt that it follows (:func:`segment_mask`); ``targets``, the
+        token that it predicts, :data:`~mogu.train.losses.IGNORED` outside of answers; ``answers``, 2 · pair for a
+        column of that pair's wanted answer, 2 · pair + 1 for one of the unwanted answer, -1 for others.
         ``line`` (pairs,), where each pair lies, and ``columns`` (pairs, longest pair): the columns of the prompt, the
         wanted and the unwanted answer of each, then -1.
 
