@@ -2,7 +2,8 @@
 
 Every variant changes one thing of the recipe `quickstart`. A seed draws the training rows, the validation prompts, the
 harm categories that the routers never see, the initialisation and the order; all variants of a seed share these, so
-that differences are taken within seeds. An interrupted study goes on. A minute or two for each variant and seed.
+that differences are taken within seeds. An interrupted study goes on. A minute or two for each variant and seed, and
+seeds may run beside each other in one --work folder, once its data are built; a last call reads them all.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 Change = dict[str, dict[str, Any]]
-_TRAINED = {"epochs": 1, "rows": 320, "batch_size": 8, "accumulation": 1, "select": "last"}
+_TRAINED = {"epochs": 1, "rows": 200, "batch_size": 8, "accumulation": 1, "select": "last"}
 VARIANTS: dict[str, tuple[str, Change]] = {
     "default": ("log ratio; fitted on routed states, weighted tokens, standardised, l2 0.001, sharpness 4", {}),
     "ratio": (
@@ -31,7 +32,6 @@ VARIANTS: dict[str, tuple[str, Change]] = {
         {"glad": {"loss": "ratio", "learning_rate": 3e-4}, "unwill": {"loss": "ratio", "learning_rate": 3e-4}},
     ),
     "equal tokens": ("fit: instruction, template and answer tokens alike", {"routers": {"fit_tokens": "equal"}}),
-    "prompt tokens": ("fit: no answer tokens", {"routers": {"fit_tokens": "prompt"}}),
     "template tokens": (
         "fit: only the template's tokens after the instruction",
         {"routers": {"fit_tokens": "template"}},
@@ -76,7 +76,7 @@ def recipe_of(change: Change, seed: int, prompts: int) -> Any:
     from mogu.recipe import load_recipe
 
     recipe = load_recipe("quickstart")
-    balance = dataclasses.replace(recipe.balance, prompts=prompts, new_tokens=14)
+    balance = dataclasses.replace(recipe.balance, shifts=(-0.8, 0.0), prompts=prompts, new_tokens=10)
     routers = dataclasses.replace(recipe.routers, hold_out=0.2)
     recipe = dataclasses.replace(recipe, seed=seed, balance=balance, routers=routers)
     for section, values in change.items():
@@ -191,8 +191,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, metavar="DIR", help="where runs and figures are kept")
     parser.add_argument("--only", nargs="+", choices=VARIANTS, metavar="NAME", help="these, beside the default")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--rows", type=int, default=240, help="training rows of each kind (default 240)")
-    parser.add_argument("--prompts", type=int, default=48, help="validation prompts of each kind (default 48)")
+    parser.add_argument("--rows", type=int, default=120, help="training rows of each kind (default 120)")
+    parser.add_argument("--prompts", type=int, default=24, help="validation prompts of each kind (default 24)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure to FILE")
     args = parser.parse_args()
     names = list(dict.fromkeys(("default", *(args.only or VARIANTS))))
