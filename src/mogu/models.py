@@ -18,8 +18,10 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
+
 from mogu.errors import ConfigError, MissingExtraError, ModelError
-from mogu.quantization import keep_differentiable, quantization_config
+from mogu.quantization import keep_differentiable, quantization_config, quantization_of
 
 if TYPE_CHECKING:
     import torch
@@ -90,10 +92,11 @@ def load_base(
     tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
     with _readable_errors(str(model)), _quiet_transformers():
         base = AutoModelForCausalLM.from_pretrained(source.path, trust_remote_code=trust_remote_code, **options)
-    if "device_map" in options:
-        keep_differentiable(base)
-        base.mogu_offload_folder = folder  # removed with the base
-    else:
+    if "gguf_file" in options:
+        _forget_gguf(base)
+    keep_differentiable(base)
+    base.mogu_offload_folder = folder  # removed with the base
+    if "device_map" not in options and quantization_of(base) not in ("4bit", "8bit"):  # which stay where they are
         base = base.to(place)
     base.eval()
     _set_generation_tokens(base, tokenizer)
@@ -187,7 +190,10 @@ def _offload_folder() -> tempfile.TemporaryDirectory[str]:
     """Where layers wait that fit nowhere else: beside converted models, for ``/tmp`` may be memory."""
     try:
         cache_dir().mkdir(parents=True, exist_ok=True)
-        return tempfile.TemporaryDirectory(prefix="offload.", dir=cache_dir())
+        for killed in cache_dir().glob("offload.*"):
+            if not psutil.pid_exists(int(killed.name.split(".")[1])):
+                shutil.rmtree(killed, ignore_errors=True)
+        return tempfile.TemporaryDirectory(prefix=f"offload.{os.getpid()}.", dir=cache_dir())
     except OSError as error:
         raise ModelError(f"cannot write to {cache_dir()}: {error.strerror or error}; set MOGU_CACHE") from error
 
@@ -354,6 +360,14 @@ def _replace_folder(new: Path, target: Path) -> None:
             return
         shutil.rmtree(target, ignore_errors=True)
         new.rename(target)
+
+
+def _forget_gguf(base: PreTrainedModel) -> None:
+    """Weights from a GGUF file are ordinary numbers once loaded; transformers would not train them."""
+    base.is_quantized, base.hf_quantizer = False, None
+    for name in ("quantization_method", "_is_gguf_quantized"):
+        base.__dict__.pop(name, None)
+    base.config.__dict__.pop("quantization_config", None)
 
 
 def _mend_gguf_tokenizer(tokenizer: PreTrainedTokenizerBase, gguf: Path) -> None:

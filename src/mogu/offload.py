@@ -64,7 +64,7 @@ def placement(base: PreTrainedModel, itemsize: int, device: str, room: int) -> d
     room -= least_bytes(base, itemsize)
     if room < 0:
         least = least_bytes(base, itemsize) / 2**20
-        raise ConfigError(f"--offload leaves too little: embeddings and one layer alone take {least:.0f} MiB")
+        raise ConfigError(f"--offload leaves too little: embeddings and one layer alone take {least:.1f} MiB")
     memory = 0 if torch.device(device).type == "cpu" else round(_SHARE * available_memory("cpu"))
     places = {name: device for name in _outside(base, path)}
     for index in reversed(range(len(layers))):

@@ -87,6 +87,14 @@ def quantization_of(base: PreTrainedModel) -> str | None:
     return method
 
 
+def saved_quantization(config: Any) -> str | None:
+    """How a checkpoint that was saved quantized with bitsandbytes is quantized, from its configuration."""
+    saved = getattr(config, "quantization_config", None)
+    if not isinstance(saved, dict) or saved.get("quant_method") != "bitsandbytes":
+        return None
+    return "4bit" if saved.get("load_in_4bit") else "8bit"
+
+
 def check_trainable(base: PreTrainedModel) -> None:
     """Whether gradients pass through a quantized base.
 

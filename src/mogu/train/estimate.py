@@ -21,7 +21,7 @@ from mogu.data.rows import Row
 from mogu.models import default_device, empty_base, parameter_dtype, parse_dtype
 from mogu.offload import budget, available_memory, is_offloaded, least_bytes, placement
 from mogu.progress import Progress
-from mogu.quantization import quantization_of, quantized_bytes, stored_bytes
+from mogu.quantization import quantization_of, quantized_bytes, saved_quantization, stored_bytes
 from mogu.recipe import Recipe
 from mogu.train.batches import Encoder
 from mogu.train.check import check_data
@@ -127,6 +127,7 @@ def weigh(
     """
     base, place = empty_base(model), default_device(device)
     kind = parameter_dtype(base, parse_dtype(dtype, quantize))
+    quantize = quantize or saved_quantization(base.config)
     weights = quantized_bytes(base, quantize, kind.itemsize)
     if offload is not None:
         places = placement(base, kind.itemsize, place, budget(offload, place))
