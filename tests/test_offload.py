@@ -62,7 +62,9 @@ def test_losses_gradients_and_answers_are_equal(folder: str) -> None:
     models = [tiny.adapted(base, routed_tokens=3) for base in pair(folder)]
     found = []
     for model in models:
-        assert all(not p.is_meta for _, layer in mogu_layers(model) for n, p in layer.named_parameters() if "mogu_" in n)
+        assert all(
+            not p.is_meta for _, layer in mogu_layers(model) for n, p in layer.named_parameters() if "mogu_" in n
+        )
         answer = model.generate(
             input_ids=IDS, attention_mask=torch.ones_like(IDS), max_new_tokens=8, do_sample=False
         ).tolist()
@@ -135,7 +137,9 @@ def test_auto_is_a_share_of_what_is_free(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_what_cannot_be_is_refused(folder: str) -> None:
     with pytest.raises(ConfigError, match="--offload takes auto or a size such as 10GiB, not 'much'"):
         load_base(folder, device="cpu", offload="much")
-    with pytest.raises(ConfigError, match=r"--offload leaves too little: embeddings and one layer alone take 0\.\d MiB"):
+    with pytest.raises(
+        ConfigError, match=r"--offload leaves too little: embeddings and one layer alone take 0\.\d MiB"
+    ):
         load_base(folder, device="cpu", offload="1KiB")
     with pytest.raises(ConfigError, match="quantized layers cannot be offloaded; take either --quantize or --offload"):
         load_base(folder, device="cpu", offload="1GiB", quantize="8bit")

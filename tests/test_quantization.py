@@ -88,7 +88,9 @@ def test_the_weight_is_foretold(folder: str, way: str) -> None:
     """To the scales of rows, which a tiny model has many of."""
     found = sum(stored_bytes(p) for p in loaded(folder, way).parameters())
     assert quantized_bytes(empty_base(folder), way, 4) == pytest.approx(found, rel=0.06)
-    assert quantized_bytes(empty_base(folder), None, 4) == sum(stored_bytes(p) for p in loaded(folder, None).parameters())
+    assert quantized_bytes(empty_base(folder), None, 4) == sum(
+        stored_bytes(p) for p in loaded(folder, None).parameters()
+    )
 
 
 @each_way
@@ -173,9 +175,7 @@ def test_gradients_after_an_answer_are_those_before(folder: str, way: str) -> No
 @pytest.mark.parametrize("recipe", [small.RECIPE, small.RANDOM], ids=lambda recipe: recipe.name)
 def test_an_adapter_is_trained_saved_and_loaded(folder: str, way: str, recipe: Any, tmp_path: Path) -> None:
     upper = dataclasses.replace(recipe, adapter=dataclasses.replace(recipe.adapter, layers_from=0.5))
-    trained = train(
-        loaded(folder, way), small.tokenizer(), small.rows(), upper, tmp_path, model_name=folder, track=()
-    )
+    trained = train(loaded(folder, way), small.tokenizer(), small.rows(), upper, tmp_path, model_name=folder, track=())
     tensors = load_file(trained.adapter / "adapter_model.safetensors")
     assert all("mogu_" in name for name in tensors)
     assert any(value.abs().max() > 0 for name, value in tensors.items() if "glad_B" in name)
@@ -197,7 +197,9 @@ def test_another_quantization_is_another_stage(folder: str, way: str, tmp_path: 
 
 
 def test_an_unknown_way_is_refused(folder: str) -> None:
-    with pytest.raises(ConfigError, match="unknown quantization '2bit'; choose from 4bit, 8bit, torchao-8bit, torchao-4"):
+    with pytest.raises(
+        ConfigError, match="unknown quantization '2bit'; choose from 4bit, 8bit, torchao-8bit, torchao-4"
+    ):
         load_base(folder, quantize="2bit")
 
 

@@ -1,7 +1,7 @@
 """A base larger than its device: decoder layers that do not fit wait in main memory or on disk, and stream through.
 
-accelerate's hooks bring a layer's weights to the device for its forward and drop them afterwards. Embeddings, norms, the
-vocabulary projection and all adapters stay on the device; so do as many of the upper layers as have room, for the
+accelerate's hooks bring a layer's weights to the device for its forward and drop them afterwards. Embeddings, norms,
+the vocabulary projection and all adapters stay on the device; so do as many of the upper layers as have room, for the
 lower ones need no backward, and rows that come again skip them.
 """
 
@@ -66,7 +66,7 @@ def placement(base: PreTrainedModel, itemsize: int, device: str, room: int) -> d
         least = least_bytes(base, itemsize) / 2**20
         raise ConfigError(f"--offload leaves too little: embeddings and one layer alone take {least:.1f} MiB")
     memory = 0 if torch.device(device).type == "cpu" else round(_SHARE * available_memory("cpu"))
-    places = {name: device for name in _outside(base, path)}
+    places = dict.fromkeys(_outside(base, path), device)
     for index in reversed(range(len(layers))):
         if (room := room - sizes[index]) >= 0:
             place = device

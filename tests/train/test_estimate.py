@@ -156,9 +156,7 @@ def test_of_an_offloaded_base_what_lies_on_the_device_counts(tmp_path: Path, mon
     found = weigh(folder, dtype=None, device="cpu", quantize=None, offload=str(rest + 2 * layer))
     assert (found.weights, found.lighter) == (rest + 2 * layer, {})
     streamed = load_base(folder, device="cpu", offload=str(rest + 2 * layer))[0]
-    tried_ = estimate(
-        streamed, small.tokenizer(), small.rows(), FIT, model_name="tiny", batch_size=4, available=PLENTY
-    )
+    tried_ = estimate(streamed, small.tokenizer(), small.rows(), FIT, model_name="tiny", batch_size=4, available=PLENTY)
     whole = tried()
     assert whole.weights - tried_.weights == layer
     assert tried_.seconds is not None
@@ -244,7 +242,7 @@ def test_where_it_does_not_fit_each_way_out_has_its_size() -> None:
     assert lines[lines.index("") + 1] == "It does not fit. Alone or together:"
     assert lines[lines.index("") + 2 :] == [
         "  recipe: glad.batch_size: 1 and glad.accumulation: 16, the same steps in smaller forwards: about 643.1 MiB",
-        "  recipe: compute.gradient_checkpointing: true, each layer is computed again in backward; slower: about 1.2 GiB",
+        "  recipe: compute.gradient_checkpointing: true, layers computed again in backward; slower: about 1.2 GiB",
         "  recipe: compute.bf16: true, products in bfloat16: about 1.2 GiB",
         "  recipe: adapter.layers_from: 0.5, nothing is kept below the first routed layer: about 1.0 GiB",
         "  --dtype bfloat16, half the weights: about 1.3 GiB",

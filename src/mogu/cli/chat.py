@@ -49,7 +49,9 @@ def chat(
     print(f"loading {model or adapter} …", file=sys.stderr, flush=True)
     from mogu.cli import loading
 
-    loaded = loading.load(model, adapter, template=template, dtype=dtype, device=device, quantize=quantize, offload=offload)
+    loaded = loading.load(
+        model, adapter, template=template, dtype=dtype, device=device, quantize=quantize, offload=offload
+    )
     decoding = loading.sampling(temperature, top_p, seed) | loading.routing_options(loaded, routed_tokens=routed_tokens)
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  line editing and history for input()

@@ -54,7 +54,9 @@ def generate(
     prompts = read_prompts(prompt, file)
     from mogu.cli import loading
 
-    loaded = loading.load(model, adapter, template=template, dtype=dtype, device=device, quantize=quantize, offload=offload)
+    loaded = loading.load(
+        model, adapter, template=template, dtype=dtype, device=device, quantize=quantize, offload=offload
+    )
     decoding = loading.sampling(temperature, top_p, seed) | loading.routing_options(
         loaded, routed_tokens=routed_tokens, reference=reference
     )

@@ -33,7 +33,9 @@ def load(
         raise ConfigError("name a model with --model, or an adapter with --adapter")
     from mogu.loading import load_run
 
-    return load_run(adapter, base=model, template=template, dtype=dtype, device=device, quantize=quantize, offload=offload)
+    return load_run(
+        adapter, base=model, template=template, dtype=dtype, device=device, quantize=quantize, offload=offload
+    )
 
 
 def batch_size_for(loaded: Loaded, prompts: Sequence[Any], given: int | None) -> int:

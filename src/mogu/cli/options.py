@@ -106,7 +106,9 @@ Device = Annotated[
 ]
 Quantize = Annotated[
     str | None,
-    typer.Option(metavar="BITS", help="Load the base quantized: 4bit, 8bit, torchao-8bit, or torchao-4bit (not trained)."),
+    typer.Option(
+        metavar="BITS", help="Load the base quantized: 4bit, 8bit, torchao-8bit, or torchao-4bit (not trained)."
+    ),
 ]
 Offload = Annotated[
     str | None,

@@ -99,7 +99,7 @@ def _cheaper_graph(found: Estimate, recipe: Recipe, worst: StageEstimate, rest: 
     if not recipe.compute.gradient_checkpointing and graph > 2:
         options.append(
             (
-                "recipe: compute.gradient_checkpointing: true, each layer is computed again in backward; slower",
+                "recipe: compute.gradient_checkpointing: true, layers computed again in backward; slower",
                 rest + 2 * worst.activations // graph,
             )
         )

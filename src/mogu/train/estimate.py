@@ -19,7 +19,7 @@ from transformers import TrainerCallback
 from mogu.adapter.model import decoder_layers, mogu_layers, set_stage
 from mogu.data.rows import Row
 from mogu.models import default_device, empty_base, parameter_dtype, parse_dtype
-from mogu.offload import budget, available_memory, is_offloaded, least_bytes, placement
+from mogu.offload import available_memory, budget, is_offloaded, least_bytes, placement
 from mogu.progress import Progress
 from mogu.quantization import quantization_of, quantized_bytes, saved_quantization, stored_bytes
 from mogu.recipe import Recipe
