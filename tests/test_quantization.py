@@ -28,6 +28,7 @@ from mogu.quantization import (
     saved_quantization,
     stored_bytes,
 )
+from mogu.train.estimate import estimate
 from mogu.train.run import Run, train
 
 IDS = tiny.prompts(9)[0]
@@ -102,6 +103,16 @@ def test_a_base_that_was_saved_quantized_is_loaded_as_it_is(folder: str, way: st
     assert quantization_of(again) == way
     assert_close(logits(again), logits(base))
     assert saved_quantization(empty_base(tmp_path).config) == (None if way == "torchao-8bit" else way)
+
+
+@each_way
+def test_a_dry_run_tries_every_stage(folder: str, way: str) -> None:
+    base = loaded(folder, way)
+    found = estimate(base, small.tokenizer(), small.rows(), small.RANDOM, model_name="tiny", batch_size=4)
+    assert (found.dtype, found.lighter) == (way, {})
+    assert found.parameters == small.base(**SHAPE).num_parameters()
+    assert found.weights < 4 * found.parameters
+    assert found.seconds is not None
 
 
 # the adapter on it
