@@ -22,7 +22,7 @@ from mogu.train.packing import PackedCollator, pair_collator, pair_cross_entropy
 from mogu.train.trainers import forward_parameters
 
 DEPTH = 6
-WIDE = dict.fromkeys("mistral ministral gemma2 gemma3_text gemma3".split(), {"sliding_window": 64})  # noqa: SIM905
+WIDE = {name: {"sliding_window": 64} for name in ("mistral", "ministral", "gemma2", "gemma3_text", "gemma3")}
 """Windows that a small row fits into, as every row fits into those of the real models."""
 
 each_family = pytest.mark.parametrize("family", tiny.FAMILIES)
