@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import os
 from pathlib import Path
 
@@ -119,17 +118,6 @@ def test_what_cannot_be_loaded_is_one_line(wrong: str, message: str) -> None:
 def test_an_unknown_dtype_is_refused(folder: Path) -> None:
     with pytest.raises(ConfigError, match="unknown dtype 'float8'; choose from float32, bfloat16, float16, auto"):
         load_base(folder, dtype="float8")
-
-
-def test_an_unknown_quantization_is_refused(folder: Path) -> None:
-    with pytest.raises(ConfigError, match="unknown quantization '2bit'; choose from 4bit, 8bit"):
-        load_base(folder, quantize="2bit")
-
-
-@pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is not None, reason="bitsandbytes is installed")
-def test_quantizing_without_bitsandbytes_says_what_to_install(folder: Path) -> None:
-    with pytest.raises(MissingExtraError, match=r"pip install 'mogu-llm\[quantize\]'"):
-        load_base(folder, quantize="4bit")
 
 
 def test_the_embedded_model_not_installed_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -25,8 +25,10 @@ _LLAMA3_ROPE = {
     "original_max_position_embeddings": 64,
 }
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
-    "Llama 2, Vicuna": ("llama", {"num_key_value_heads": 4}),
-    "Llama 3.1": ("llama", {"rope_parameters": _LLAMA3_ROPE}),
+    "Llama 2": ("llama", {"num_key_value_heads": 4}),
+    "Vicuna": ("llama", {"num_key_value_heads": 4}),
+    "Llama 3": ("llama", {"rope_parameters": {"rope_type": "default", "rope_theta": 500_000.0}}),
+    "Llama 3.1, 3.3": ("llama", {"rope_parameters": _LLAMA3_ROPE}),
     "Llama 3.2": ("llama", {"rope_parameters": _LLAMA3_ROPE, "tie_word_embeddings": True}),
     "SmolLM2": ("llama", {"tie_word_embeddings": True}),
     "SmolLM3": ("smollm3", {"tie_word_embeddings": True, "no_rope_layer_interval": 4}),
@@ -38,8 +40,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "Ministral": ("ministral", {}),
     "Mixtral": ("mixtral", {}),
     "Gemma 2": ("gemma2", {"tie_word_embeddings": True}),
-    "Gemma 3, text": ("gemma3_text", {"tie_word_embeddings": True}),
-    "Gemma 3": ("gemma3", {}),
+    "Gemma 3 1B": ("gemma3_text", {"tie_word_embeddings": True}),
+    "Gemma 3 4B": ("gemma3", {}),
     "Phi 2": ("phi", {}),
     "Phi 3, Phi 4": ("phi3", {}),
     "Falcon 7B": ("falcon", {}),

@@ -23,6 +23,7 @@ from mogu.evaluate.run import WORK, Options, evaluate, stored_batch_size
 from mogu.evaluate.suites import Prompts, Suite, spread
 from mogu.models import load_base
 from mogu.progress import Progress
+from mogu.quantization import check_trainable
 from mogu.recipe import RECIPE_FILE, Recipe
 from mogu.respond import good_batch_size
 from mogu.train.card import model_card
@@ -57,6 +58,7 @@ def harden(
     dtype: str | None = None,
     device: str | None = None,
     quantize: str | None = None,
+    offload: str | None = None,
     track: tuple[str, ...] | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -73,7 +75,8 @@ def harden(
         malicious: Source of malicious ones.
         dtype: Parameter dtype of the base.
         device: Where to run.
-        quantize: ``"4bit"`` or ``"8bit"``.
+        quantize: As for :func:`mogu.models.load_base`.
+        offload: As for :func:`mogu.models.load_base`.
         track: As for :func:`mogu.train.run.train`.
         progress: Told what happens.
 
@@ -88,7 +91,8 @@ def harden(
     with timed.step("model", f"model: loads {model}") as said:
         instructions = choose_instructions(benign, malicious, recipe.data.limit)
         write_text(out / RECIPE_FILE, recipe.to_yaml())  # from which mogu runs knows a run folder
-        base, tokenizer = load_base(model, dtype=dtype, device=device, quantize=quantize)
+        base, tokenizer = load_base(model, dtype=dtype, device=device, quantize=quantize, offload=offload)
+        check_trainable(base)
         texts = [one.instruction for one in instructions]
         batch_size = good_batch_size(base, tokenizer, texts, template=recipe.template)
         said.append(f"batches of {batch_size}")

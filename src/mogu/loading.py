@@ -57,6 +57,7 @@ def load_run(
     dtype: str | None = None,
     device: str | None = None,
     quantize: str | None = None,
+    offload: str | None = None,
 ) -> Loaded:
     """Load what is in a run folder or an adapter folder, on the base that it names.
 
@@ -69,6 +70,7 @@ def load_run(
         dtype: As for :func:`mogu.load`.
         device: As for :func:`mogu.load`.
         quantize: As for :func:`mogu.load`.
+        offload: As for :func:`mogu.load`.
 
     Raises:
         ConfigError: Nothing says which base, or ``routed_tokens`` without an adapter or below 0.
@@ -86,7 +88,7 @@ def load_run(
         raise ConfigError(f"routed_tokens must be at least 0, not {routed_tokens}")
     on = None if plain else folder
     try:
-        model, tokenizer = store.load(name, on, dtype=dtype, device=device, quantize=quantize)
+        model, tokenizer = store.load(name, on, dtype=dtype, device=device, quantize=quantize, offload=offload)
     except ModelError as error:
         if base is None:
             raise ModelError(

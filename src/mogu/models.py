@@ -18,7 +18,10 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
+
 from mogu.errors import ConfigError, MissingExtraError, ModelError
+from mogu.quantization import keep_differentiable, quantization_config, quantization_of
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +34,6 @@ EMBEDDED_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 _CACHE_FORMAT = 1
 _STAMP = "mogu-cache.json"
-_QUANTIZATIONS = ("4bit", "8bit")
 _DTYPES = ("float32", "bfloat16", "float16", "auto")
 
 
@@ -48,15 +50,19 @@ def load_base(
     dtype: str | torch.dtype | None = None,
     device: str | None = None,
     quantize: str | None = None,
+    offload: str | None = None,
     trust_remote_code: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a causal language model and its tokenizer, ready for batched generation.
 
     Args:
         model: ``"smollm2"``, a hub id, a local folder, or a ``.gguf`` file.
-        dtype: Parameter dtype, ``None`` or ``"float32"`` for float32, ``"auto"`` for the checkpoint's own.
+        dtype: Parameter dtype, ``"auto"`` for the checkpoint's own; ``None`` is float32, or bfloat16 beside quantized
+            weights.
         device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, …; ``None`` picks CUDA where there is one.
-        quantize: ``"4bit"`` or ``"8bit"`` through bitsandbytes, on a CUDA device.
+        quantize: ``"4bit"`` or ``"8bit"`` through bitsandbytes, ``"torchao-8bit"`` or, on CUDA, ``"torchao-4bit"``.
+        offload: How much of the base may lie on the device (``"10GiB"``, ``"auto"``); the other layers wait in main
+            memory or on disk (see :mod:`mogu.offload`).
         trust_remote_code: Passed on to transformers for hub models that ship their own code.
 
     Returns:
@@ -64,25 +70,34 @@ def load_base(
 
     Raises:
         ModelError: The model is unknown, unreadable, or the hub is out of reach.
-        MissingExtraError: The embedded model, gguf or bitsandbytes is not installed.
-        ConfigError: An unknown dtype or quantization.
+        MissingExtraError: The embedded model, gguf, bitsandbytes or torchao is not installed.
+        ConfigError: An unknown dtype or quantization, or options that do not go together.
     """
-    import torch
     from transformers import AutoModelForCausalLM
 
-    if quantize is not None and quantize not in _QUANTIZATIONS:
-        raise ConfigError(f"unknown quantization {quantize!r}; choose from {', '.join(_QUANTIZATIONS)}")
+    place = default_device(device)
     source = _locate(str(model))
     options: dict[str, Any] = dict(source.options)
-    options["dtype"] = _dtype(dtype)
+    options["dtype"] = parse_dtype(dtype, quantize)
     if quantize is not None:
-        options["quantization_config"] = _bitsandbytes_config(quantize)
-        options["device_map"] = device or "auto"
+        if offload is not None:
+            raise ConfigError("quantized layers cannot be offloaded; take either --quantize or --offload")
+        options["quantization_config"] = quantization_config(quantize, options["dtype"], place)
+        options["device_map"] = place
+    folder = None
+    if offload is not None:
+        options["device_map"] = _placement(model, offload, options["dtype"], place, trust_remote_code)
+        folder = _offload_folder()
+        options["offload_folder"] = folder.name
     tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
     with _readable_errors(str(model)), _quiet_transformers():
         base = AutoModelForCausalLM.from_pretrained(source.path, trust_remote_code=trust_remote_code, **options)
-    if quantize is None:
-        base = base.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if "gguf_file" in options:
+        _forget_gguf(base)
+    keep_differentiable(base)
+    base.mogu_offload_folder = folder  # removed with the base
+    if "device_map" not in options and quantization_of(base) not in ("4bit", "8bit"):  # which stay where they are
+        base = base.to(place)
     base.eval()
     _set_generation_tokens(base, tokenizer)
     return base, tokenizer
@@ -144,26 +159,59 @@ def _locate(model: str) -> _Source:
     return _Source(model)
 
 
-def _dtype(dtype: str | torch.dtype | None) -> Any:
+def parse_dtype(dtype: str | torch.dtype | None, quantize: str | None = None) -> torch.dtype | str:
+    """``dtype`` of :func:`load_base` as torch's, or ``"auto"``.
+
+    Raises:
+        ConfigError: An unknown one.
+    """
     import torch
 
     if dtype is None:
-        return torch.float32
+        return torch.float32 if quantize is None else torch.bfloat16
     if isinstance(dtype, torch.dtype) or dtype == "auto":
         return dtype
     if dtype not in _DTYPES:
         raise ConfigError(f"unknown dtype {dtype!r}; choose from {', '.join(_DTYPES)}")
-    return getattr(torch, dtype)
+    found: torch.dtype = getattr(torch, dtype)
+    return found
 
 
-def _bitsandbytes_config(quantize: str) -> Any:
+def _placement(
+    model: str | Path, offload: str, dtype: torch.dtype | str, device: str, trust_remote_code: bool
+) -> dict[str, str]:
+    from mogu.offload import budget, placement
+
+    base = empty_base(model, trust_remote_code=trust_remote_code)
+    return placement(base, parameter_dtype(base, dtype).itemsize, device, budget(offload, device))
+
+
+def _offload_folder() -> tempfile.TemporaryDirectory[str]:
+    """Where layers wait that fit nowhere else: beside converted models, for ``/tmp`` may be memory."""
+    try:
+        cache_dir().mkdir(parents=True, exist_ok=True)
+        for killed in cache_dir().glob("offload.*"):
+            if not psutil.pid_exists(int(killed.name.split(".")[1])):
+                shutil.rmtree(killed, ignore_errors=True)
+        return tempfile.TemporaryDirectory(prefix=f"offload.{os.getpid()}.", dir=cache_dir())
+    except OSError as error:
+        raise ModelError(f"cannot write to {cache_dir()}: {error.strerror or error}; set MOGU_CACHE") from error
+
+
+def default_device(device: str | None = None) -> str:
+    """``device``, or what is used without one: CUDA where there is one."""
     import torch
-    from transformers import BitsAndBytesConfig
 
-    _require("bitsandbytes", "bitsandbytes", "quantize")
-    if quantize == "8bit":
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
+    return device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def parameter_dtype(base: PreTrainedModel, dtype: torch.dtype | str) -> torch.dtype:
+    """``dtype``, or the checkpoint's own for ``"auto"``."""
+    import torch
+
+    found = base.config.dtype or torch.float32 if dtype == "auto" else dtype
+    assert isinstance(found, torch.dtype)
+    return found
 
 
 def _require(module: str, need: str, extra: str) -> None:
@@ -312,6 +360,14 @@ def _replace_folder(new: Path, target: Path) -> None:
             return
         shutil.rmtree(target, ignore_errors=True)
         new.rename(target)
+
+
+def _forget_gguf(base: PreTrainedModel) -> None:
+    """Weights from a GGUF file are ordinary numbers once loaded; transformers would not train them."""
+    base.is_quantized, base.hf_quantizer = False, None
+    for name in ("quantization_method", "_is_gguf_quantized"):
+        base.__dict__.pop(name, None)
+    base.config.__dict__.pop("quantization_config", None)
 
 
 def _mend_gguf_tokenizer(tokenizer: PreTrainedTokenizerBase, gguf: Path) -> None:

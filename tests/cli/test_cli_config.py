@@ -9,7 +9,7 @@ import pytest
 
 from mogu.cli import harden
 
-KNOWN = "benign, device, dtype, fast, malicious, model, out, quantize, recipe, track"
+KNOWN = "benign, device, dtype, fast, malicious, model, offload, out, quantize, recipe, track"
 """Options of ``mogu harden``."""
 
 
@@ -42,6 +42,7 @@ def test_values_of_the_file_are_defaults(run, hardened, tmp_path: Path) -> None:
             "dtype": None,
             "device": None,
             "quantize": "4bit",
+            "offload": None,
             "track": None,
         }
     ]

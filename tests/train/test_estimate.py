@@ -11,7 +11,7 @@ import pytest
 import small
 
 from mogu.errors import ModelError, TrainingError
-from mogu.models import empty_base
+from mogu.models import empty_base, load_base
 from mogu.recipe import Recipe
 from mogu.train import estimate as module
 from mogu.train.advice import advice, conclusion, count, duration, size, text_table
@@ -125,16 +125,44 @@ def test_a_run_fits_if_its_peak_does(clock: None) -> None:
 
 
 def test_weights_are_known_without_loading_them(tmp_path: Path) -> None:
-    folder = small.save_base(tmp_path / "model")
-    parameters = sum(p.numel() for p in small.base().parameters())
-    for kind, quantize, width in (("float32", None, 4), ("bfloat16", None, 2), (None, "8bit", 1), (None, "4bit", 0.6)):
-        found = weigh(folder, dtype=kind, device="cpu", quantize=quantize)
-        assert (found.parameters, found.weights) == (parameters, round(width * parameters))
+    folder, base = small.save_base(tmp_path / "model"), small.base()
+    parameters = sum(p.numel() for p in base.parameters())
+    for kind, width in (("float32", 4), ("bfloat16", 2), (None, 4)):
+        found = weigh(folder, dtype=kind, device="cpu", quantize=None)
+        assert (found.parameters, found.weights) == (parameters, width * parameters)
         assert found.fits
     assert weigh(folder, dtype="auto", device="cpu", quantize=None).dtype == "float32"
     assert all(p.is_meta for p in empty_base(folder).parameters())
     with pytest.raises(ModelError):
         weigh(str(tmp_path / "nix"), dtype=None, device="cpu", quantize=None)
+
+
+def test_quantized_weights_are_those_of_linear_layers(tmp_path: Path) -> None:
+    """The rest, the vocabulary's two matrices among it, is bfloat16."""
+    folder, base = small.save_base(tmp_path / "model"), small.base()
+    inside = sum(p.numel() for name, p in base.named_parameters() if "_proj" in name)
+    outside = sum(p.numel() for p in base.parameters()) - inside
+    for way, width in (("8bit", 1), ("4bit", 0.5625), ("torchao-8bit", 1), ("torchao-4bit", 0.625)):
+        found = weigh(folder, dtype=None, device="cpu", quantize=way)
+        assert (found.dtype, found.weights, found.lighter) == (way, round(width * inside + 2 * outside), {})
+
+
+def test_of_an_offloaded_base_what_lies_on_the_device_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of three layers one stays, one passes through."""
+    monkeypatch.setenv("MOGU_CACHE", str(tmp_path / "cache"))
+    folder, base = small.save_base(tmp_path / "model"), small.base()
+    layer = 4 * sum(p.numel() for p in base.model.layers[0].parameters())
+    rest = 4 * sum(p.numel() for p in base.parameters()) - LAYERS * layer
+    found = weigh(folder, dtype=None, device="cpu", quantize=None, offload=str(rest + 2 * layer))
+    assert (found.weights, found.lighter) == (rest + 2 * layer, {})
+    streamed = load_base(folder, device="cpu", offload=str(rest + 2 * layer))[0]
+    tried_ = estimate(streamed, small.tokenizer(), small.rows(), FIT, model_name="tiny", batch_size=4, available=PLENTY)
+    whole = tried()
+    assert whole.weights - tried_.weights == layer
+    assert tried_.seconds is not None
+    assert tried_.stages[0].activations < whole.stages[0].activations  # layers are computed again in backward
+    assert set(whole.lighter) == {"--quantize 8bit", "--quantize 4bit", "--offload auto"}
+    assert whole.lighter["--offload auto"] == rest + layer
 
 
 # errors
@@ -178,6 +206,7 @@ def made(**changes: Any) -> Estimate:
         "layers": (0, 1, 2),
         "depth": 3,
         "stages": (glad,),
+        "lighter": {"--quantize 8bit": 160 * 2**20, "--quantize 4bit": 110 * 2**20, "--offload auto": 120 * 2**20},
     }
     return Estimate(**{**values, **changes})
 
@@ -213,17 +242,20 @@ def test_where_it_does_not_fit_each_way_out_has_its_size() -> None:
     assert lines[lines.index("") + 1] == "It does not fit. Alone or together:"
     assert lines[lines.index("") + 2 :] == [
         "  recipe: glad.batch_size: 1 and glad.accumulation: 16, the same steps in smaller forwards: about 643.1 MiB",
+        "  recipe: compute.gradient_checkpointing: true, layers computed again in backward; slower: about 1.2 GiB",
+        "  recipe: compute.bf16: true, products in bfloat16: about 1.2 GiB",
         "  recipe: adapter.layers_from: 0.5, nothing is kept below the first routed layer: about 1.0 GiB",
         "  --dtype bfloat16, half the weights: about 1.3 GiB",
-        "  --quantize 8bit, needs a CUDA device: about 1.1 GiB",
-        "  --quantize 4bit, needs a CUDA device: about 1.1 GiB",
+        "  --quantize 8bit: about 1.2 GiB",
+        "  --quantize 4bit: about 1.1 GiB",
+        "  --offload auto, layers wait in main memory or on disk; slower: about 1.1 GiB",
         "  a smaller model, or a machine with more memory",
     ]
 
 
 def test_advice_leaves_out_what_is_done_already() -> None:
     single = dataclasses.replace(FIT, glad=dataclasses.replace(FIT.glad, batch_size=1))
-    found = made(dtype="4bit", layers=(2,))
+    found = made(dtype="4bit", layers=(2,), lighter={})
     assert advice(found, single) == ["a smaller model, or a machine with more memory"]
 
 

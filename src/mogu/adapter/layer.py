@@ -21,6 +21,7 @@ from torch import nn
 from mogu.adapter.config import MoguConfig, Stage
 from mogu.adapter.router import FactoredRouter, FoldedRouter
 from mogu.errors import AdapterError
+from mogu.offload import execution_device
 
 _RESPONDER = {
     "glad": ("mogu_glad_A", "mogu_glad_B"),
@@ -39,7 +40,10 @@ class MoguLayer(BaseTunerLayer):
         active_adapters: list[str]
         disable_adapters: bool
         get_base_layer: Callable[[], nn.Module]
-        _move_adapter_to_device_of_base_layer: Callable[[str], None]
+
+    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
+        """To where the base layer computes, even if its weights wait elsewhere."""
+        super()._move_adapter_to_device_of_base_layer(adapter_name, device or execution_device(self.get_base_layer()))
 
 
 class MoguLinear(nn.Module, MoguLayer):

@@ -17,6 +17,7 @@ from mogu.adapter.config import TARGET_MODULES, MoguConfig, Stage
 from mogu.adapter.layer import MoguLayer, MoguLinear
 from mogu.adapter.router import FactoredRouter
 from mogu.errors import AdapterError
+from mogu.offload import execution_device
 from mogu.prefix import prefilled
 
 
@@ -57,7 +58,18 @@ class MoguModel(BaseTuner):
         layer = MoguLinear(target, adapter_name, peft_config)
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)
-        self._replace_module(parent, target_name, layer, target)
+        if execution_device(target) is None:
+            self._replace_module(parent, target_name, layer, target)
+        else:  # peft would move the adapter to where the weights wait
+            setattr(parent, target_name, layer)
+
+    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        """Half precision becomes float32; what is frozen stays frozen (peft's new parameters are trainable)."""
+        trained = {name: p.requires_grad for name, p in self.model.named_parameters() if self.prefix in name}
+        super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype=autocast_adapter_dtype)
+        for name, parameter in self.model.named_parameters():
+            if name in trained:
+                parameter.requires_grad_(trained[name])
 
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
         """Activate one adapter."""

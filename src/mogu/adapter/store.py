@@ -32,6 +32,7 @@ def load(
     dtype: str | torch.dtype | None = None,
     device: str | None = None,
     quantize: str | None = None,
+    offload: str | None = None,
 ) -> tuple[Any, PreTrainedTokenizerBase]:
     """Load a base model and its tokenizer and, if given, a MoGU adapter on top, folded for inference.
 
@@ -40,7 +41,8 @@ def load(
         adapter: Folder of a trained adapter; a run folder that contains ``adapter/`` will do.
         dtype: Parameter dtype; ``None`` is float32, ``"auto"`` the checkpoint's own.
         device: ``"cpu"``, ``"cuda"``, …; ``None`` picks CUDA where there is one.
-        quantize: ``"4bit"`` or ``"8bit"`` through bitsandbytes.
+        quantize: As for :func:`mogu.models.load_base`.
+        offload: As for :func:`mogu.models.load_base`.
 
     Returns:
         ``(model, tokenizer)``; with an adapter a :class:`peft.PeftModel` whose ``generate`` is routed, then plain.
@@ -50,7 +52,7 @@ def load(
         AdapterError: The folder holds no MoGU adapter, or one for another base.
     """
     folder = None if adapter is None else adapter_folder(adapter)
-    base, tokenizer = load_base(model, dtype=dtype, device=device, quantize=quantize)
+    base, tokenizer = load_base(model, dtype=dtype, device=device, quantize=quantize, offload=offload)
     if folder is None:
         return base, tokenizer
     return attach(base, folder), tokenizer

@@ -42,13 +42,16 @@ def chat(
     dtype: options.Dtype = None,
     device: options.Device = None,
     quantize: options.Quantize = None,
+    offload: options.Offload = None,
     config: options.Config = None,
 ) -> None:
     """Talk to a hardened model. /help lists what can be asked of the program itself."""
     print(f"loading {model or adapter} …", file=sys.stderr, flush=True)
     from mogu.cli import loading
 
-    loaded = loading.load(model, adapter, template=template, dtype=dtype, device=device, quantize=quantize)
+    loaded = loading.load(
+        model, adapter, template=template, dtype=dtype, device=device, quantize=quantize, offload=offload
+    )
     decoding = loading.sampling(temperature, top_p, seed) | loading.routing_options(loaded, routed_tokens=routed_tokens)
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  line editing and history for input()

@@ -35,6 +35,7 @@ def build(
     dtype: options.Dtype = None,
     device: options.Device = None,
     quantize: options.Quantize = None,
+    offload: options.Offload = None,
     config: options.Config = None,
 ) -> None:
     """Build a data set: the model answers the benign instructions, refusals come from a bank of sentences."""
@@ -46,7 +47,7 @@ def build(
         from mogu.data.build import choose_instructions
 
         instructions = choose_instructions(benign, malicious, limit)
-        loaded = load(model, None, template=template, dtype=dtype, device=device, quantize=quantize)
+        loaded = load(model, None, template=template, dtype=dtype, device=device, quantize=quantize, offload=offload)
         batch_size = batch_size_for(loaded, [one.instruction for one in instructions], batch_size)
         progress.end(f"batches of {batch_size}")
         progress.begin("data", "data: the model answers benign instructions")

@@ -53,6 +53,7 @@ def evaluate(
     dtype: options.Dtype = None,
     device: options.Device = None,
     quantize: options.Quantize = None,
+    offload: options.Offload = None,
     config: options.Config = None,
 ) -> None:
     """Answer suites of prompts with defences and count refusals. Run again to go on after an interruption."""
@@ -71,7 +72,7 @@ def evaluate(
         from mogu.evaluate.suites import asked_text
 
         asking = Options(new_tokens, Sampling(tuple(sampled), temperature or None, top_p), measures=not quick)
-        loaded = load(model, adapter, template=template, dtype=dtype, device=device, quantize=quantize)
+        loaded = load(model, adapter, template=template, dtype=dtype, device=device, quantize=quantize, offload=offload)
         asked = with_prefill(suites, lengths, loaded.tokenizer)
         texts = [asked_text(row) for one in suites for row in one.rows]
         batch_size = batch_size or stored_batch_size(out) or batch_size_for(loaded, texts, None)

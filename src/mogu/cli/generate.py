@@ -47,13 +47,16 @@ def generate(
     dtype: options.Dtype = None,
     device: options.Device = None,
     quantize: options.Quantize = None,
+    offload: options.Offload = None,
     config: options.Config = None,
 ) -> None:
     """Answer a prompt, or each prompt of a file."""
     prompts = read_prompts(prompt, file)
     from mogu.cli import loading
 
-    loaded = loading.load(model, adapter, template=template, dtype=dtype, device=device, quantize=quantize)
+    loaded = loading.load(
+        model, adapter, template=template, dtype=dtype, device=device, quantize=quantize, offload=offload
+    )
     decoding = loading.sampling(temperature, top_p, seed) | loading.routing_options(
         loaded, routed_tokens=routed_tokens, reference=reference
     )

@@ -21,6 +21,7 @@ def harden(
     dtype: options.Dtype = None,
     device: options.Device = None,
     quantize: options.Quantize = None,
+    offload: options.Offload = None,
     track: options.Track = None,
     fast: Annotated[bool, typer.Option("--fast", help="A tiny run: every part works, nothing is learnt well.")] = False,
     config: options.Config = None,
@@ -36,6 +37,7 @@ def harden(
         dtype=dtype,
         device=device,
         quantize=quantize,
+        offload=offload,
         track=track,
     )
 

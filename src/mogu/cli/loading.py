@@ -21,6 +21,7 @@ def load(
     dtype: str | None = None,
     device: str | None = None,
     quantize: str | None = None,
+    offload: str | None = None,
 ) -> Loaded:
     """Load the base and, if given, an adapter; each tells what the other leaves out.
 
@@ -32,7 +33,9 @@ def load(
         raise ConfigError("name a model with --model, or an adapter with --adapter")
     from mogu.loading import load_run
 
-    return load_run(adapter, base=model, template=template, dtype=dtype, device=device, quantize=quantize)
+    return load_run(
+        adapter, base=model, template=template, dtype=dtype, device=device, quantize=quantize, offload=offload
+    )
 
 
 def batch_size_for(loaded: Loaded, prompts: Sequence[Any], given: int | None) -> int:

@@ -105,7 +105,17 @@ Device = Annotated[
     str | None, typer.Option(metavar="DEVICE", help="cpu, cuda, cuda:1, …; default: CUDA where there is one.")
 ]
 Quantize = Annotated[
-    str | None, typer.Option(metavar="4bit|8bit", help="Load the base quantized (bitsandbytes, CUDA only).")
+    str | None,
+    typer.Option(
+        metavar="BITS", help="Load the base quantized: 4bit, 8bit, torchao-8bit, or torchao-4bit (not trained)."
+    ),
+]
+Offload = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE|auto",
+        help="Keep so much of the base on the device (10GiB); other layers wait in main memory or on disk.",
+    ),
 ]
 Template = Annotated[
     str | None,

@@ -29,6 +29,7 @@ def train(
     dtype: options.Dtype = None,
     device: options.Device = None,
     quantize: options.Quantize = None,
+    offload: options.Offload = None,
     track: options.Track = None,
     config: options.Config = None,
 ) -> None:
@@ -37,7 +38,7 @@ def train(
 
     chosen = load_recipe(recipe)
     if dry_run:
-        _rehearse(model, data, chosen, dtype, device, quantize)
+        _rehearse(model, data, chosen, dtype, device, quantize, offload)
         return
     options.writable_folder(out)
     with progress_view() as progress:
@@ -48,7 +49,7 @@ def train(
         from mogu.train.track import trackers
 
         tracked, rows = trackers(track), read_rows(data)
-        base, tokenizer = load_base(model, dtype=dtype, device=device, quantize=quantize)
+        base, tokenizer = load_base(model, dtype=dtype, device=device, quantize=quantize, offload=offload)
         progress.end(f"{len(rows)} rows of data")
         if not resume:
             shutil.rmtree(out / "stages", ignore_errors=True)
@@ -57,7 +58,13 @@ def train(
 
 
 def _rehearse(
-    model: str, data: Path, recipe: Recipe, dtype: str | None, device: str | None, quantize: str | None
+    model: str,
+    data: Path,
+    recipe: Recipe,
+    dtype: str | None,
+    device: str | None,
+    quantize: str | None,
+    offload: str | None,
 ) -> None:
     """Say what training would take; weights that do not fit are not loaded."""
     with progress_view() as progress:
@@ -68,9 +75,9 @@ def _rehearse(
         from mogu.train.estimate import estimate, weigh
 
         rows = read_rows(data)
-        found = weigh(model, dtype=dtype, device=device, quantize=quantize)
+        found = weigh(model, dtype=dtype, device=device, quantize=quantize, offload=offload)
         if found.fits:
-            base, tokenizer = load_base(model, dtype=dtype, device=device, quantize=quantize)
+            base, tokenizer = load_base(model, dtype=dtype, device=device, quantize=quantize, offload=offload)
         progress.end(f"{len(rows)} rows of data")
         if found.fits:
             found = estimate(base, tokenizer, rows, recipe, model_name=model, progress=progress)

@@ -67,6 +67,8 @@ def advice(found: Estimate, recipe: Recipe) -> list[str]:
         )
     if worst is not None and worst.stage == "routers (fit)":
         options.append(("recipe: data.limit, half as many rows", rest + worst.activations // 2))
+    if worst is not None and worst.gradients and found.layers:
+        options += _cheaper_graph(found, recipe, worst, rest)
     if worst is not None and worst.gradients and found.layers and (below := found.layers[0] / found.depth) < 0.5:
         share = 0.5 / (1 - below)
         options.append(
@@ -77,12 +79,33 @@ def advice(found: Estimate, recipe: Recipe) -> list[str]:
         )
     if found.dtype == "float32":
         options.append(("--dtype bfloat16, half the weights", found.memory - found.weights // 2))
-    if found.dtype not in ("8bit", "4bit", "quantized"):
-        for bits, width in (("8bit", 1.0), ("4bit", 0.6)):
-            lighter = found.memory - found.weights + round(found.parameters * width)
-            options.append((f"--quantize {bits}, needs a CUDA device", lighter))
+    for option, weights in found.lighter.items():
+        if weights < found.weights:
+            options.append((f"{option}{_EFFECTS[option]}", found.memory - found.weights + weights))
     options.append(("a smaller model, or a machine with more memory", 0))
     return [f"{text}: about {size(memory)}" if memory else text for text, memory in options]
+
+
+_EFFECTS = {
+    "--quantize 8bit": "",
+    "--quantize 4bit": "",
+    "--offload auto": ", layers wait in main memory or on disk; slower",
+}
+
+
+def _cheaper_graph(found: Estimate, recipe: Recipe, worst: StageEstimate, rest: int) -> list[tuple[str, int]]:
+    """Ways to keep less of a forward for its backward pass; what they leave is a rule of thumb."""
+    options, graph = [], found.depth - found.layers[0]
+    if not recipe.compute.gradient_checkpointing and graph > 2:
+        options.append(
+            (
+                "recipe: compute.gradient_checkpointing: true, layers computed again in backward; slower",
+                rest + 2 * worst.activations // graph,
+            )
+        )
+    if not recipe.compute.bf16 and found.dtype == "float32":
+        options.append(("recipe: compute.bf16: true, products in bfloat16", rest + 2 * worst.activations // 3))
+    return options
 
 
 def count(number: int) -> str:

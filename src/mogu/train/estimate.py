@@ -9,22 +9,24 @@ import contextlib
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import TrainerCallback
 
-from mogu.adapter.model import mogu_layers, set_stage
+from mogu.adapter.model import decoder_layers, mogu_layers, set_stage
 from mogu.data.rows import Row
-from mogu.models import empty_base
+from mogu.models import default_device, empty_base, parameter_dtype, parse_dtype
+from mogu.offload import available_memory, budget, is_offloaded, least_bytes, placement
 from mogu.progress import Progress
+from mogu.quantization import quantization_of, quantized_bytes, saved_quantization, stored_bytes
 from mogu.recipe import Recipe
 from mogu.train.batches import Encoder
 from mogu.train.check import check_data
 from mogu.train.fit import fit_routers, lay_out
-from mogu.train.memory import Forwards, available_memory
+from mogu.train.memory import Forwards
 from mogu.train.run import RESPONDERS, Run
 from mogu.train.selection import RESPONDER_TOKENS, responder_rows, validation_groups
 
@@ -37,8 +39,6 @@ _FIT_ROWS = 24
 """Rows of each label on which a fit is tried."""
 _ADAPTER_BYTES = 4
 """The adapter is float32 whatever the base is; its gradients are too, and AdamW keeps two more numbers for each."""
-_QUANTIZED_BYTES = {"8bit": 1.0, "4bit": 0.6}
-"""Bytes of a quantized parameter, with the scales and with what is left unquantized."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Estimate:
     """Of its parameters, or how it is quantized."""
     device: str
     weights: int
-    """Base and adapter."""
+    """Base and adapter; of a base whose layers stream, what is on the device at a time."""
     available: int
     """Memory of the device that a run can have, weights included."""
     layers: tuple[int, ...]
@@ -95,6 +95,8 @@ class Estimate:
     """Decoder layers of the base."""
     stages: tuple[StageEstimate, ...]
     """Empty if not even the weights fit."""
+    lighter: dict[str, int] = field(default_factory=dict)
+    """What the base's weights would be otherwise, by the option that makes them so; empty if one is taken."""
 
     @property
     def memory(self) -> int:
@@ -114,29 +116,47 @@ class Estimate:
         return sum(known) if times and len(known) == len(times) else None
 
 
-def weigh(model: str, *, dtype: str | None, device: str | None, quantize: str | None) -> Estimate:
+def weigh(
+    model: str, *, dtype: str | None, device: str | None, quantize: str | None, offload: str | None = None
+) -> Estimate:
     """The weights alone, without loading them: whether to load them at all.
 
     Raises:
         ModelError: The model's configuration cannot be read.
+        ConfigError: An unknown dtype, or an offload that leaves no room for one layer.
     """
-    base = empty_base(model)
-    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    parameters = sum(p.numel() for p in base.parameters())
-    kind = base.config.dtype if dtype == "auto" else getattr(torch, dtype or "float32", None)
-    kind = kind or torch.float32
-    width = _QUANTIZED_BYTES.get(quantize or "", kind.itemsize)
+    base, place = empty_base(model), default_device(device)
+    kind = parameter_dtype(base, parse_dtype(dtype, quantize))
+    quantize = quantize or saved_quantization(base.config)
+    weights = quantized_bytes(base, quantize, kind.itemsize)
+    if offload is not None:
+        places = placement(base, kind.itemsize, place, budget(offload, place))
+        weights = min(weights, _resident(base, places, place, kind.itemsize))
     return Estimate(
         model=model,
-        parameters=parameters,
+        parameters=sum(p.numel() for p in base.parameters()),
         dtype=quantize or str(kind).removeprefix("torch."),
         device=place,
-        weights=round(parameters * width),
+        weights=weights,
         available=available_memory(place),
         layers=(),
         depth=base.config.get_text_config().num_hidden_layers,
         stages=(),
+        lighter={} if quantize or offload else _lighter(base, kind.itemsize),
     )
+
+
+def _lighter(base: PreTrainedModel, itemsize: int) -> dict[str, int]:
+    ways = {f"--quantize {bits}": quantized_bytes(base, bits, 2) for bits in ("8bit", "4bit")}
+    return {**ways, "--offload auto": least_bytes(base, itemsize)}
+
+
+def _resident(base: PreTrainedModel, places: dict[str, str], device: str, itemsize: int) -> int:
+    """Bytes on the device while the largest of the layers elsewhere passes through."""
+    sizes = {name: sum(p.numel() for p in base.get_submodule(name).parameters()) * itemsize for name in places}
+    streaming = max((sizes[name] for name, place in places.items() if place != device), default=0)
+    tied = sum(sizes.values()) - itemsize * sum(p.numel() for p in base.parameters())
+    return sum(sizes[name] for name, place in places.items() if place == device) + streaming - tied
 
 
 def estimate(
@@ -169,24 +189,35 @@ def estimate(
         TrainingError: As :func:`mogu.train.run.train`, where that can be known before.
     """
     check_data(base.config, tokenizer, rows, recipe)
-    parameters = sum(p.numel() for p in base.parameters())
-    quantization = getattr(base.config, "quantization_config", None)
+    parameters, quantization = base.num_parameters(), quantization_of(base)
+    plain = quantization is None and not is_offloaded(base)
+    lighter = _lighter(base, base.dtype.itemsize) if plain else {}
     with tempfile.TemporaryDirectory(prefix="mogu-estimate.") as folder:
         run = _Rehearsal(base, tokenizer, rows, recipe, Path(folder), model_name, batch_size, progress or Progress())
-        weights = sum(t.numel() * t.element_size() for t in (*run.model.parameters(), *run.model.buffers()))
+        weights = sum(stored_bytes(t) for t in (*run.model.parameters(), *run.model.buffers())) + _passing(base)
         room = available_memory(base.device) + weights if available is None else available
         stages = run.rehearse(room - weights)
     return Estimate(
         model=model_name,
         parameters=parameters,
-        dtype="quantized" if quantization else str(base.dtype).removeprefix("torch."),
+        dtype=quantization or str(base.dtype).removeprefix("torch."),
         device=str(base.device),
         weights=weights,
         available=room,
         layers=tuple(index for index, _ in mogu_layers(run.model)),
         depth=base.config.get_text_config().num_hidden_layers,
         stages=tuple(stages),
+        lighter=lighter,
     )
+
+
+def _passing(base: PreTrainedModel) -> int:
+    """Bytes of the largest decoder layer whose weights wait elsewhere."""
+    waiting = (
+        sum(p.numel() * p.element_size() for p in layer.parameters() if p.is_meta)
+        for layer in (decoder_layers(base) if is_offloaded(base) else [])
+    )
+    return max(waiting, default=0)
 
 
 class _Tried(Exception):

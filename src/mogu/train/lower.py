@@ -168,13 +168,16 @@ def skipped(below: Sequence[nn.Module], hidden: torch.Tensor, outputs: int | Non
 
         return forward
 
+    own = [layer.__dict__.get("forward") for layer in below]  # a layer that streams has one
     try:
         for index, layer in enumerate(below):
             layer.forward = instead(index == len(below) - 1)
         yield
     finally:
-        for layer in below:
-            layer.__dict__.pop("forward", None)  # the class's own shows again
+        for layer, forward in zip(below, own, strict=True):
+            del layer.forward  # the class's own shows again
+            if forward is not None:
+                layer.forward = forward
 
 
 def lower_states(model: Any, collate: Collate, rows: Sequence[Row], file: Path, forward: Forward) -> LowerStates | None:

@@ -6,15 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import psutil
 import torch
 
-
-def available_memory(device: str | torch.device) -> int:
-    """Bytes that are free now on ``device``."""
-    if torch.device(device).type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available)
+from mogu.quantization import stored_parts
 
 
 class Forwards:
@@ -47,13 +41,15 @@ def kept_for_backward(model: torch.nn.Module) -> Iterator[dict[int, int]]:
     Yields:
         Bytes of each kept storage by its address, parameters and buffers of ``model`` left out.
     """
-    own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+    weights = (*model.parameters(), *model.buffers())
+    own = {part.untyped_storage().data_ptr() for weight in weights for part in stored_parts(weight)}
     kept: dict[int, int] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
+        for part in stored_parts(tensor):
+            storage = part.untyped_storage()
+            if storage.data_ptr() not in own:
+                kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):

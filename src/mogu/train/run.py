@@ -27,8 +27,10 @@ from mogu.adapter.config import MoguConfig, Stage
 from mogu.adapter.model import active_config, fold_routers, mogu_layers, set_shift, set_stage
 from mogu.data.rows import Row, fingerprint, instruction_of, write_text
 from mogu.errors import TrainingError
+from mogu.offload import is_offloaded
 from mogu.progress import Progress
-from mogu.recipe import RECIPE_FILE, Recipe, ResponderRecipe, routed_layers
+from mogu.quantization import check_trainable, quantization_of
+from mogu.recipe import RECIPE_FILE, ComputeRecipe, Recipe, ResponderRecipe, routed_layers
 from mogu.train.batches import Encoder, PairCollator, RouterCollator, answer_logits
 from mogu.train.card import model_card
 from mogu.train.check import check_data
@@ -112,14 +114,19 @@ def train(
         progress: Told what happens.
 
     Raises:
-        TrainingError: A class is missing in the data, a row is longer than the base's context, the loss is no longer
-            finite, or the disk is full.
+        TrainingError: A class is missing in the data, a row is longer than the base's context, no gradients pass
+            through a quantized base, the loss is no longer finite, or the disk is full.
     """
     check_data(base.config, tokenizer, rows, recipe)
     with storage(Path(out)):
         run = Run(base, tokenizer, rows, recipe, Path(out), model_name, batch_size, progress or Progress())
         run.track = trackers(None) if track is None else track
         return run.all_stages()
+
+
+def streamed(compute: ComputeRecipe) -> ComputeRecipe:
+    """How a base is trained whose layers wait elsewhere: each layer is fetched again for its backward."""
+    return dataclasses.replace(compute, gradient_checkpointing=True, torch_compile=False)
 
 
 class Run:
@@ -136,6 +143,9 @@ class Run:
         batch_size: int,
         progress: Progress,
     ) -> None:
+        check_trainable(base)
+        if is_offloaded(base):  # or the graph of a step would keep the weights of all layers
+            recipe = dataclasses.replace(recipe, compute=streamed(recipe.compute))
         self.rows, self.recipe, self.out = rows, recipe, out
         self.model_name, self.progress = model_name, progress
         self.track: tuple[str, ...] = ()
@@ -143,7 +153,7 @@ class Run:
         self.train_rows = [row for row in rows if row.split == "train"]
         self.stages = out / "stages"
         self.data_hash = _hash([asdict(row) for row in rows])
-        self.precision = [str(base.dtype), bool(getattr(base, "is_quantized", False))]
+        self.precision = [str(base.dtype), quantization_of(base) or False]
         set_seed(recipe.seed)
         self.model = get_peft_model(base, self._config(base), autocast_adapter_dtype=True)
         self.ask = Respondent(self.model, tokenizer, recipe.template, batch_size)
