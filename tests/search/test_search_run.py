@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ pytest.importorskip("optuna")
 SEARCH = SearchRecipe(rates=(1.0, 2.0), checkpoints=(4.0, 8.0), on_target=0.0, first_prompts=1, broken=1.0)
 RECIPE = dataclasses.replace(small.RECIPE, search=SEARCH)
 ROWS = small.rows()
-TRIALS = 4
+TRIALS = 3
 
 
 def run(out: Path, trials: int = TRIALS, recipe: Recipe = RECIPE, **more: Any) -> module.Found:
@@ -93,9 +94,7 @@ def test_a_run_of_the_picked_recipe_makes_the_adapter_that_the_search_left(
     assert [name for name in one if not torch.equal(one[name], two[name])] == []
 
 
-@pytest.mark.parametrize(
-    ("step", "after"), [("trial 0 glad", 2), ("trial 0 measure", 4), ("trial 1 unwill", 1), ("trial 2 routers", 1)]
-)
+@pytest.mark.parametrize(("step", "after"), [("trial 0 measure", 4), ("trial 1 unwill", 1), ("trial 2 routers", 1)])
 def test_an_interrupted_search_ends_in_the_same_set(
     tmp_path: Path, whole: tuple[Path, module.Found], step: str, after: int
 ) -> None:
@@ -153,14 +152,14 @@ def test_a_responder_off_target_ends_its_trial_but_never_the_first(tmp_path: Pat
     found = run(tmp_path, 2, recipe)
     first, second = found.summary["trials"]
     assert (first["given_up"], len(first["members"])) == (None, 3)
-    assert second["given_up"].startswith("glad responder is on target in only ")
+    assert re.fullmatch(r"(glad|unwill) responder is on target in only \d+% of answers", second["given_up"])
     assert second["members"] == []
     assert {member["trial"] for member in found.summary["members"]} == {0}
 
 
 def test_a_rate_that_does_not_train_ends_its_trial(tmp_path: Path) -> None:
-    rates = dataclasses.replace(SEARCH, rates=(1.0, 1e30), checkpoints=())
-    found = run(tmp_path, 4, dataclasses.replace(RECIPE, search=rates))
+    rates = dataclasses.replace(SEARCH, rates=(1.0, 1e60), checkpoints=())
+    found = run(tmp_path, 3, dataclasses.replace(RECIPE, search=rates))
     diverged = [t for t in found.summary["trials"] if "learning rate" in t["changes"]]
     assert diverged
     assert all(trial["given_up"].startswith("does not train: the ") for trial in diverged)
@@ -170,4 +169,4 @@ def test_published_routers_are_searched_too(tmp_path: Path) -> None:
     recipe = dataclasses.replace(small.RANDOM, search=SEARCH)
     found = run(tmp_path, 2, recipe)
     assert [m["shift"] for m in found.summary["trials"][0]["members"]] == [-0.5, 0.0, 0.5, 1.0, 1.5]
-    assert {"learning rate", "penalty weight"} <= set(found.summary["trials"][1]["changes"]) | {"learning rate"}
+    assert {"penalty weight", "router rate", "borderline share"} <= set(found.summary["trials"][1]["changes"])

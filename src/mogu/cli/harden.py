@@ -11,7 +11,7 @@ import typer
 from mogu.cli import options
 from mogu.cli.view import print_table, progress_view
 from mogu.errors import ConfigError
-from mogu.search import require_optuna
+from mogu.search import check_rule, require_optuna
 
 
 def harden(
@@ -74,6 +74,7 @@ def run(
         raise ConfigError("--pick takes one of a search's trades; give --search N with it")
     if search is not None:
         require_optuna()
+        check_rule(pick or "balance")
     options.writable_folder(out)
     with progress_view() as progress:
         from mogu.evaluate.report import text_table

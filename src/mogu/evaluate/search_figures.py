@@ -27,17 +27,19 @@ HEADER = (
 
 
 def search_table(found: Mapping[str, Any]) -> list[list[str]]:
-    """Header and rows: the base, the recipe by itself, then the Pareto set by number, the picked member marked.
+    """Header and rows: the base, then the Pareto set by number; the recipe's own member and the picked one are marked.
 
     Args:
         found: ``search`` of a summary, or what ``pareto.json`` holds.
     """
     rows = [list(HEADER), _row("base", found["base"], found["prompts"])]
-    rows.append(_row("recipe", found["recipe"], found["prompts"]))
     for index, member in enumerate(found["members"], 1):
-        mark = f"{index} picked" if index == found["picked"] else str(index)
-        rows.append(_row(mark, member, found["prompts"]))
+        rows.append(_row(" ".join([str(index), *_marks(found, index)]), member, found["prompts"]))
     return rows
+
+
+def _marks(found: Mapping[str, Any], index: int) -> list[str]:
+    return [mark for mark in ("recipe", "picked") if found[mark] == index]
 
 
 def _row(name: str, one: Mapping[str, Any], prompts: Mapping[str, int]) -> list[str]:
@@ -90,8 +92,8 @@ def search(summary: Summary) -> Element | None:
 
 _CAPTION = (
     "Each number is a member of the Pareto set: none is as low as it on malicious prompts answered, harmless ones "
-    "refused and KL from the base, and lower on one. Bars are 95% intervals of chance in the prompts. KL is not drawn: "
-    "a member that looks beaten here is nearer to the base."
+    "refused and KL from the base, and lower on one (the recipe's own is shown in any case). Bars are 95% intervals of "
+    "chance in the prompts. KL is not drawn: a member that looks beaten here is nearer to the base."
 )
 
 
@@ -114,14 +116,12 @@ def _plot(found: Mapping[str, Any]) -> Element:
 
 
 def _spots(found: Mapping[str, Any]) -> list[Spot]:
-    spots = [
-        _spot("base", "ink-0", "B", found["base"], found["prompts"], "square"),
-        _spot("the recipe by itself", "ink-2", "R", found["recipe"], found["prompts"], "diamond"),
-    ]
+    spots = [_spot("base", "ink-0", "B", found["base"], found["prompts"], "square")]
     for index, member in enumerate(found["members"], 1):
-        picked = index == found["picked"]
-        name = f"number {index}, picked" if picked else f"number {index}"
-        spots.append(_spot(name, "ink-1" if picked else "ink-5", str(index), member, found["prompts"], "circle"))
+        marks = _marks(found, index)
+        ink = "ink-1" if "picked" in marks else "ink-2" if "recipe" in marks else "ink-5"
+        name = ", ".join([f"number {index}", *marks])
+        spots.append(_spot(name, ink, str(index), member, found["prompts"], "circle"))
     return spots
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from mogu.errors import ConfigError
 from mogu.recipe import BalanceRecipe
+from mogu.search import RULE_NAMES, check_rule
 from mogu.statistics import wilson
 from mogu.train.selection import Balance, best_balance, within_limits
 
@@ -50,6 +51,16 @@ def pareto_set(members: Sequence[Member]) -> list[Member]:
     return sorted(kept, key=lambda member: (*member.objectives, member.trial, member.shift))
 
 
+def kept(usable: Sequence[Member], members: Sequence[Member], recipe: BalanceRecipe) -> list[Member]:
+    """The Pareto set of the usable members, and what the recipe takes by itself, last where it is beaten.
+
+    Limits and net benefit look at shares that the objectives lump together, so that what beats the recipe may still not
+    be a better balance.
+    """
+    front, own = pareto_set(usable), own_choice(members, recipe)
+    return front if own in front else [*front, own]
+
+
 def own_choice(members: Sequence[Member], recipe: BalanceRecipe) -> Member:
     """What the recipe takes by itself: the balance of the first trial, whose settings are its own."""
     return best_balance([member for member in members if member.trial == members[0].trial], recipe)
@@ -60,7 +71,7 @@ def pick(rule: str, front: Sequence[Member], members: Sequence[Member], recipe: 
 
     Args:
         rule: A name of :data:`RULES`, or the number of a member of the set, from 1.
-        front: The Pareto set, in order.
+        front: What is kept, in order.
         members: Those of all finished trials, the first trial's first.
         recipe: Limits of the balance.
 
@@ -73,12 +84,6 @@ def pick(rule: str, front: Sequence[Member], members: Sequence[Member], recipe: 
         return front[int(rule) - 1]
     check_rule(rule)
     return RULES[rule](front, members, recipe)
-
-
-def check_rule(rule: str) -> None:
-    """Raise :class:`ConfigError` unless ``rule`` is a number or a name of :data:`RULES`."""
-    if not rule.isdecimal() and rule not in RULES:
-        raise ConfigError(f"--pick {rule}: give the number of a member of the Pareto set, or one of {', '.join(RULES)}")
 
 
 def _balance(front: Sequence[Member], members: Sequence[Member], recipe: BalanceRecipe) -> Member:
@@ -106,12 +111,8 @@ def _nearest(front: Sequence[Member], members: Sequence[Member], recipe: Balance
 
 
 Rule = Callable[[Sequence[Member], Sequence[Member], BalanceRecipe], Member]
-RULES: Mapping[str, Rule] = {"balance": _balance, "safest": _safest, "mildest": _mildest, "nearest": _nearest}
-"""``balance``: the greatest net benefit of those within the recipe's limits over the first trial's mildest shift, or of
-all if none is; of equals the smaller KL. ``safest``: fewest malicious prompts answered of those that refuse no more
-harmless ones than the recipe by itself. ``mildest``: fewest harmless ones refused of those that answer no more
-malicious ones. ``nearest``: smallest KL of those that do no worse on both. Where there is none, these three are
-``balance``."""
+RULES: Mapping[str, Rule] = dict(zip(RULE_NAMES, (_balance, _safest, _mildest, _nearest), strict=True))
+"""See :data:`mogu.search.RULE_NAMES`."""
 
 
 def beaten(

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from mogu.data.rows import Row, write_text
 from mogu.progress import Progress
 from mogu.recipe import RECIPE_FILE, Recipe
-from mogu.search.choice import Member, check_rule, own_choice, pareto_set, pick
+from mogu.search import check_rule
+from mogu.search.choice import Member, kept, own_choice, pick
 from mogu.search.space import described, settings, settle
 from mogu.search.study import Trials
 from mogu.search.trial import Gauge, GivenUp, Titled, Trial, gauge, sound
@@ -146,7 +147,11 @@ class _Search:
             "base": asdict(self.gauge.base),
             "prompts": self.gauge.prompts,
         }
-        finished = {each["number"]: _members(each) for each in self.trials.records if each["members"]}
+        finished = {
+            each["number"]: [m for m in _members(each) if sound(m, self.gauge.base, recipe.search)]
+            for each in self.trials.records
+            if each["members"]
+        }
         trial = Trial(number, recipe, run, self.gauge, finished, progress)
         try:
             members = trial.members(record)
@@ -166,7 +171,7 @@ class _Search:
         members = [member for record in records for member in _members(record)]
         base = records[0]["base"]
         usable = [m for m in members if sound(m, Balance(**base), self.recipe.search)] or members
-        front = pareto_set(usable)
+        front = kept(usable, members, self.recipe.balance)
         chosen = pick(rule, front, members, self.recipe.balance)
         by_number = {record["number"]: record for record in records}
         summary = {
@@ -174,7 +179,7 @@ class _Search:
             "picked": front.index(chosen) + 1,
             "prompts": records[0]["prompts"],
             "base": base,
-            "recipe": _shown(own_choice(members, self.recipe.balance), by_number),
+            "recipe": front.index(own_choice(members, self.recipe.balance)) + 1,
             "members": [_shown(member, by_number) for member in front],
             "trials": [
                 {key: each[key] for key in ("number", "changes", "responders", "given_up", "seconds", "members")}

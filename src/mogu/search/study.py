@@ -141,4 +141,5 @@ def _mend(file: Path) -> None:
             half = file.with_suffix(".tmp")
             half.write_bytes(whole)
             half.replace(file)
-    file.with_name(file.name + ".lock").unlink(missing_ok=True)
+    for lock in file.parent.glob(f"{file.name}.lock*"):
+        lock.unlink()
