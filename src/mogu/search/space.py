@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from mogu.data.rows import Row
 from mogu.recipe import Recipe, ResponderRecipe
@@ -97,13 +98,13 @@ def settle(recipe: Recipe, values: Values) -> Recipe:
     >>> settle(Recipe(), {"rate": 2.0, "l2": 10.0}).glad.learning_rate
     0.0001
     """
-    responders = {}
+    responders: dict[str, Any] = {}
     for stage in ("glad", "unwill"):
         responder: ResponderRecipe = getattr(recipe, stage)
         checkpoint = int(values.get(f"{stage}_checkpoint", 0)) or responder.checkpoint
         rate = _times(responder.learning_rate, values.get("rate", 1.0))
         responders[stage] = dataclasses.replace(responder, learning_rate=rate, checkpoint=checkpoint)
-    changed = {
+    changed: dict[str, Any] = {
         field: _times(getattr(recipe.routers, field), values[name])
         for name, field in _ROUTERS.items()
         if name in values

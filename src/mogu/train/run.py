@@ -324,12 +324,12 @@ class Run:
     def _routers(self, inputs: str) -> list[RouterCheckpoint]:
         recipe = self.recipe.routers
         new = held_out(self.rows, recipe.hold_out, self.recipe.seed)
-        without = new | left_out(self.train_rows, recipe.borderline)
         set_stage(self.model, "routed")
         set_seed(self.recipe.seed)
         if recipe.start == "fit":
             self.progress.begin("routers", "routers: fitted layer after layer on what they will read")
             encode = Encoder(self.tokenizer, self.recipe.template, recipe.answer_tokens)
+            without = self._unseen(new)
             fit_routers(
                 self.model,
                 encode,
@@ -346,14 +346,19 @@ class Run:
         if recipe.epochs == 0:
             return []
         self.progress.begin("routers", "routers: trained end to end")
-        checks = self._train_routers(inputs, new, without)
+        checks = self._train_routers(inputs, new)
         chosen = next((f", as after {c.pairs} rows" for c in checks if c.chosen), "")
         self.progress.end(f"{len(mogu_layers(self.model))} layers{chosen}")
         return checks
 
-    def _train_routers(self, inputs: str, new: frozenset[str], without: frozenset[str]) -> list[RouterCheckpoint]:
+    def _unseen(self, new: frozenset[str]) -> frozenset[str]:
+        """Ids of the rows that the routers do not learn from: held out as new, or left out of the mix."""
+        return new | left_out(self.train_rows, self.recipe.routers.borderline)
+
+    def _train_routers(self, inputs: str, new: frozenset[str]) -> list[RouterCheckpoint]:
         recipe = self.recipe.routers
         half = None if recipe.rows is None else recipe.rows // 2
+        without = self._unseen(new)
         rows = [*self._pairs("malicious", half, without), *self._pairs("benign", half, without)]
         encode = Encoder(self.tokenizer, self.recipe.template, recipe.answer_tokens)
         per_step = recipe.batch_size * recipe.accumulation

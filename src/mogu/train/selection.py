@@ -346,7 +346,7 @@ def labels_by_head(
     return {row.id: known[key] for row, key in zip(rows, keys, strict=True)}
 
 
-def best_balance(trials: Sequence[Balance], recipe: BalanceRecipe) -> Balance:
+def best_balance(trials: Sequence[Tried], recipe: BalanceRecipe) -> Tried:
     """See :func:`choose_shift`. Of two with equal benefit, the one that refuses less wins, then the smaller shift."""
     useful = within_limits(trials, trials, recipe)
     return max(useful or trials, key=lambda t: (round(t.benefit, 9), -t.malicious_refused, -abs(t.shift)))
