@@ -220,9 +220,10 @@ class Run:
         steps = -(-len(pairs) // per_step) * recipe.epochs
         if recipe.checkpoint is not None:
             steps = min(steps, max(recipe.checkpoint // per_step, 1))
-        others = self._tensors_without(stage) if self.shared else {}
-        folder = self._work_folder(stage, self._training(recipe) if self.shared else inputs)
         every = min(max(recipe.checkpoint_pairs // per_step, 1), steps)
+        others = self._tensors_without(stage) if self.shared else {}
+        common = self.shared and steps % every == 0  # a longer training saves no other checkpoint
+        folder = self._work_folder(stage, self._training(recipe) if common else inputs)
         checks_of, log = responder_rows(self.rows), folder / "checks.jsonl"
         watch = CheckpointWatch(self.ask, stage, checks_of, log, per_step, recipe, self._drift(encode))
         collate = self._pair_collator(encode, pairs, stage)
