@@ -20,7 +20,7 @@ from mogu.search.choice import OBJECTIVES
 from mogu.search.space import Setting, own_values
 
 STARTUP_TRIALS = 5
-"""Trials drawn at random, the first one aside, before the sampler learns from what it has seen."""
+"""The recipe as it is and trials drawn at random, before the sampler learns from what it has seen."""
 _INPUTS, _RECORD = "inputs", "record.json"
 _OVER = (TrialState.COMPLETE, TrialState.PRUNED)
 
