@@ -94,6 +94,8 @@ def test_each_stage_is_told_from_the_files(tmp_path: Path) -> None:
     assert state(tmp_path) == "data"
     write(tmp_path / "data" / "rows.partial.jsonl", "")
     assert state(tmp_path) == "data"
+    (tmp_path / "search").mkdir()
+    assert state(tmp_path) == "search"
     (tmp_path / "stages").mkdir()
     for stage, then in (("glad", "unwill"), ("unwill", "routers"), ("routers", "balance")):
         assert state(tmp_path) == stage

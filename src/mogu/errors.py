@@ -34,6 +34,10 @@ class TrainingError(MoguError):
     """Training cannot start, or cannot go on."""
 
 
+class DivergedError(TrainingError):
+    """A loss or weights are no longer finite: these settings do not train."""
+
+
 class PublishError(MoguError):
     """An adapter cannot be put where others get it."""
 

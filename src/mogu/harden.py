@@ -10,13 +10,13 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from mogu.adapter.model import active_config, mogu_layers
 from mogu.data.build import build, choose_instructions
-from mogu.data.rows import Instruction, write_text
+from mogu.data.rows import Instruction, Row, write_text
 from mogu.defend import Target, create
 from mogu.evaluate.report import write_report
 from mogu.evaluate.run import WORK, Options, evaluate, stored_batch_size
@@ -26,9 +26,13 @@ from mogu.progress import Progress
 from mogu.quantization import check_trainable
 from mogu.recipe import RECIPE_FILE, Recipe
 from mogu.respond import good_batch_size
+from mogu.search import require_optuna
 from mogu.train.card import model_card
 from mogu.train.run import train
 from mogu.versions import versions
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 def fast_recipe(recipe: Recipe) -> Recipe:
@@ -45,6 +49,7 @@ def fast_recipe(recipe: Recipe) -> Recipe:
         ),
         balance=change(recipe.balance, shifts=recipe.balance.shifts[:2], prompts=2, new_tokens=6),
         evaluation=change(recipe.evaluation, prompts=3, new_tokens=8),
+        search=change(recipe.search, checkpoints=(), on_target=0.0, first_prompts=1, broken=1.0),
     )
 
 
@@ -60,6 +65,8 @@ def harden(
     quantize: str | None = None,
     offload: str | None = None,
     track: tuple[str, ...] | None = None,
+    search: int | None = None,
+    pick: str = "balance",
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Train a MoGU adapter for ``model`` and measure it against the base on held-out prompts.
@@ -78,6 +85,8 @@ def harden(
         quantize: As for :func:`mogu.models.load_base`.
         offload: As for :func:`mogu.models.load_base`.
         track: As for :func:`mogu.train.run.train`.
+        search: Vary the recipe in so many trials first, and train the one that is picked (:mod:`mogu.search`).
+        pick: Which of them: as for :func:`mogu.search.choice.pick`.
         progress: Told what happens.
 
     Returns:
@@ -109,6 +118,10 @@ def harden(
             progress=progress.update,
         )
         said.append(f"{len(rows)} rows")
+    searched: dict[str, Any] = {}
+    if search is not None:
+        options = {"trials": search, "rule": pick, "model_name": model, "batch_size": batch_size, "track": track or ()}
+        base, recipe, searched = _search(base, tokenizer, rows, recipe, out, timed, **options)
     trained = train(
         base, tokenizer, rows, recipe, out, model_name=model, batch_size=batch_size, track=track, progress=timed
     )
@@ -141,6 +154,7 @@ def harden(
         },
         "seconds": timed.seconds,
         "selection": trained.selection,
+        **searched,
         **{key: found[key] for key in ("defenses", "suites", "flips", "examples", "cost", "routers")},
     }
     write_text(out / "summary.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
@@ -148,6 +162,25 @@ def harden(
     record = json.loads((trained.adapter / "mogu.json").read_text(encoding="utf-8"))
     write_text(trained.adapter / "README.md", model_card(recipe, record, summary))
     return summary
+
+
+def _search(
+    base: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Row],
+    recipe: Recipe,
+    out: Path,
+    timed: _Timed,
+    **options: Any,
+) -> tuple[PreTrainedModel, Recipe, dict[str, Any]]:
+    """The base as it was, the recipe that was picked, and what the summary says of the search."""
+    require_optuna()
+    from mogu.search.run import search
+
+    start = time.monotonic()
+    found = search(base, tokenizer, rows, recipe, out, progress=timed.inner, **options)
+    timed.seconds["search"] = round(time.monotonic() - start, 1)
+    return found.base, found.recipe, {"search": found.summary}
 
 
 def _evaluate(

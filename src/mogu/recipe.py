@@ -94,6 +94,8 @@ class RouterRecipe:
     """Hidden states to fit on: as they are when the layers below route (``routed``), or the plain ``base``'s."""
     standardise: bool = True
     """Fit on standardised inputs."""
+    borderline: float = 1.0
+    """Share of the borderline training rows that the routers learn from."""
     hold_out: float = 0.0
     """Share of harm categories kept from the routers' training; checkpoints' AUROC is then taken on those."""
     sharpness: float = 1.0
@@ -163,6 +165,44 @@ class EvaluationRecipe:
 
 
 @dataclass(frozen=True)
+class SearchRecipe:
+    """What ``mogu harden --search`` varies, and when it gives a trial up.
+
+    ``…_by`` is a range of factors, lowest and highest, of the recipe's own value, and holds 1; ``[1, 1]`` leaves the
+    value alone, as does a recipe whose routers do not use it.
+    """
+
+    rates: tuple[float, ...] = (0.5, 1.0, 2.0)
+    """Factors of both responders' learning rate. A few and no range: each one is a training of its own."""
+    checkpoints: tuple[float, ...] | None = None
+    """Pairs seen at which a responder may be taken, besides the recipe's own choice. Null: the first, second and fourth
+    checkpoint, or half and twice the recipe's ``checkpoint``; an empty list: only the recipe's own choice."""
+    sharpness_by: tuple[float, ...] = (0.5, 2.0)
+    """Of ``routers.sharpness``; where the routers are fitted."""
+    l2_by: tuple[float, ...] = (0.1, 10.0)
+    """Of ``routers.l2``; where the routers are fitted."""
+    borderline_weight_by: tuple[float, ...] = (0.5, 4.0)
+    """Of ``routers.borderline_weight``; where the routers are fitted."""
+    router_rate_by: tuple[float, ...] = (0.3, 3.0)
+    """Of ``routers.learning_rate``; where the routers are trained end to end."""
+    penalty_weight_by: tuple[float, ...] = (0.25, 4.0)
+    """Of ``routers.penalty_weight``, λ; where the routers are trained end to end."""
+    borderline_by: tuple[float, ...] = (0.25, 1.0)
+    """Of ``routers.borderline``, the data mix."""
+    shifts: tuple[float, ...] | None = None
+    """Values of δ that every trial is measured at. Null: those of the balance, or where that has only one, it and
+    1 and 0.5 on either side of it."""
+    on_target: float = 0.5
+    """A responder below this share of validation answers on target ends its trial."""
+    first_prompts: int = 24
+    """Validation prompts of each kind that a trial is measured on first."""
+    beaten_times: int = 2
+    """Finished trials that must beat a trial on all objectives, beyond its 95% intervals on those, to end it."""
+    broken: float = 0.05
+    """Most that the share of broken answers may lie above the base's."""
+
+
+@dataclass(frozen=True)
 class Recipe:
     """All of a run."""
 
@@ -182,6 +222,7 @@ class Recipe:
     compute: ComputeRecipe = field(default_factory=ComputeRecipe)
     balance: BalanceRecipe = field(default_factory=BalanceRecipe)
     evaluation: EvaluationRecipe = field(default_factory=EvaluationRecipe)
+    search: SearchRecipe = field(default_factory=SearchRecipe)
 
     def __post_init__(self) -> None:
         _check(self)
@@ -213,6 +254,8 @@ _AT_LEAST_ONE = {
     "limit",
     "pairs",
     "checkpoint",
+    "first_prompts",
+    "beaten_times",
 }
 _AT_LEAST_ZERO = {
     "epochs",
@@ -223,6 +266,8 @@ _AT_LEAST_ZERO = {
     "dropout",
     "layers_from",
     "hold_out",
+    "borderline",
+    "broken",
 }
 
 
@@ -339,8 +384,24 @@ def _check(recipe: Recipe) -> None:
         raise ConfigError("recipe field routers.rows must be at least 2: benign and malicious ones")
     if not recipe.balance.shifts:
         raise ConfigError("recipe field balance.shifts needs at least one value")
+    if recipe.routers.borderline > 1:
+        raise ConfigError(f"recipe field routers.borderline must be at most 1, not {recipe.routers.borderline}")
+    _check_search(recipe.search)
     if recipe.routers.start == "random" and recipe.routers.epochs == 0:
         raise ConfigError("recipe field routers.epochs must be at least 1 when the routers start at random")
+
+
+def _check_search(search: SearchRecipe) -> None:
+    for f in dataclasses.fields(search):
+        values = getattr(search, f.name)
+        if f.name.endswith("_by") and not (len(values) == 2 and 0 < values[0] <= 1 <= values[1]):
+            raise ConfigError(f"recipe field search.{f.name} must be two factors, 0 < lowest <= 1 <= highest")
+    if 1 not in search.rates or min(search.rates) <= 0:
+        raise ConfigError("recipe field search.rates must hold 1, the recipe's own rate, and only factors above 0")
+    if any(pairs < 1 for pairs in search.checkpoints or ()):
+        raise ConfigError("recipe field search.checkpoints must hold numbers of pairs, at least 1")
+    if search.shifts == ():
+        raise ConfigError("recipe field search.shifts needs at least one value, or null")
 
 
 def routed_layers(recipe: AdapterRecipe, depth: int) -> list[int] | None:

@@ -32,8 +32,8 @@ class RunInfo:
     """What the user calls the base."""
     recipe: str | None
     state: str
-    """``finished``, ``trained``, or the stage that an unfinished run is in: data, glad, unwill, routers, balance or
-    evaluation."""
+    """``finished``, ``trained``, or the stage that an unfinished run is in: data, search, glad, unwill, routers,
+    balance or evaluation."""
     changed: float
     """When the run last got somewhere: seconds since the epoch, from the files, because runs store no date."""
     refused: dict[str, float]
@@ -104,7 +104,7 @@ def _state(folder: Path) -> str:
     if (folder / "adapter" / "adapter_config.json").is_file():
         return "evaluation" if built else TRAINED
     if not stages.is_dir():
-        return "data"
+        return "search" if (folder / "search").is_dir() else "data"
     return next((stage for stage in _STAGES if not (stages / f"{stage}.json").is_file()), "balance")
 
 
@@ -122,6 +122,8 @@ def _changed(folder: Path) -> float:
         *(folder / name for name in (RECIPE_FILE, "summary.json", "training.jsonl", "adapter/adapter_config.json")),
         *folder.glob("stages/*.json"),
         *folder.glob("data/*.jsonl"),
+        *folder.glob("search/*.log"),
+        *folder.glob("search/stages/*.json"),
     ]
     return max((path.stat().st_mtime for path in marks if path.is_file()), default=0.0)
 

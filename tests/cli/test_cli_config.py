@@ -9,7 +9,7 @@ import pytest
 
 from mogu.cli import harden
 
-KNOWN = "benign, device, dtype, fast, malicious, model, offload, out, quantize, recipe, track"
+KNOWN = "benign, device, dtype, fast, malicious, model, offload, out, pick, quantize, recipe, search, track"
 """Options of ``mogu harden``."""
 
 
@@ -44,6 +44,8 @@ def test_values_of_the_file_are_defaults(run, hardened, tmp_path: Path) -> None:
             "quantize": "4bit",
             "offload": None,
             "track": None,
+            "search": None,
+            "pick": None,
         }
     ]
 

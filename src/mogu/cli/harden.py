@@ -10,6 +10,8 @@ import typer
 
 from mogu.cli import options
 from mogu.cli.view import print_table, progress_view
+from mogu.errors import ConfigError
+from mogu.search import check_rule, require_optuna
 
 
 def harden(
@@ -23,6 +25,17 @@ def harden(
     quantize: options.Quantize = None,
     offload: options.Offload = None,
     track: options.Track = None,
+    search: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Vary the recipe in N trials in all first, and take the best trade."),
+    ] = None,
+    pick: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NUMBER|RULE",
+            help="Which trade of a search: its number, balance (default), safest, mildest or nearest.",
+        ),
+    ] = None,
     fast: Annotated[bool, typer.Option("--fast", help="A tiny run: every part works, nothing is learnt well.")] = False,
     config: options.Config = None,
 ) -> None:
@@ -39,14 +52,31 @@ def harden(
         quantize=quantize,
         offload=offload,
         track=track,
+        search=search,
+        pick=pick,
     )
 
 
-def run(model: str, *, recipe: str, out: Path, fast: bool, track: str | None = None, **settings: Any) -> None:
+def run(
+    model: str,
+    *,
+    recipe: str,
+    out: Path,
+    fast: bool,
+    track: str | None = None,
+    search: int | None = None,
+    pick: str | None = None,
+    **settings: Any,
+) -> None:
     """Harden ``model`` with a view of the progress, and say what came of it."""
     from mogu.recipe import load_recipe
 
     chosen = load_recipe(recipe)
+    if search is None and pick is not None:
+        raise ConfigError("--pick takes one of a search's trades; give --search N with it")
+    if search is not None:
+        require_optuna()
+        check_rule(pick or "balance")
     options.writable_folder(out)
     with progress_view() as progress:
         from mogu.evaluate.report import text_table
@@ -59,9 +89,16 @@ def run(model: str, *, recipe: str, out: Path, fast: bool, track: str | None = N
             recipe=fast_recipe(chosen) if fast else chosen,
             out=out,
             track=trackers(track),
+            search=search,
+            pick=pick or "balance",
             progress=progress,
             **settings,
         )
+    if "search" in summary:
+        from mogu.evaluate.search_figures import search_table
+
+        print_table(search_table(summary["search"]))
+        print()
     print_table(text_table(summary))
     print()
     for what, path in (("adapter", "adapter"), ("report", "report.html"), ("figures", "summary.json")):

@@ -18,6 +18,7 @@ from mogu.evaluate.comparisons import KINDS, examples, flips, heat_maps, table_s
 from mogu.evaluate.figures import plane, scroll, selection
 from mogu.evaluate.markdown import markdown_report, markdown_table
 from mogu.evaluate.router_figures import routers
+from mogu.evaluate.search_figures import search
 from mogu.evaluate.suites import HARMFUL
 from mogu.evaluate.summary import BASE, shown
 from mogu.evaluate.svg import Element, element, percent
@@ -50,8 +51,8 @@ def write_report(summary: Summary, path: str | Path) -> None:
 def render(summary: Summary) -> str:
     """The whole HTML page of an evaluation summary.
 
-    `suites` is required; usability, cost, flips, routers, selection, examples, mcnemar and seconds may be missing,
-    and their section with them.
+    `suites` is required; usability, cost, flips, routers, search, selection, examples, mcnemar and seconds may be
+    missing, and their section with them.
     """
     sections = [
         _head(summary),
@@ -62,6 +63,7 @@ def render(summary: Summary) -> str:
         flips(summary),
         table_section(usability(summary)),
         routers(summary),
+        search(summary),
         selection(summary),
         table_section(cost(summary)),
         examples(summary),

@@ -1,7 +1,8 @@
 """The three stages, one after the other: glad responder, unwilling responder, routers; then the balance between them.
 
 Every finished stage is kept under ``OUT/stages`` with a hash of all that it depends on; a run that is started again
-goes on after the last finished stage, and inside a stage from Trainer's last checkpoint.
+goes on after the last finished stage, and inside a stage from Trainer's last checkpoint. Runs that differ in few
+settings can share one folder of stages (``Run.shared``), where what two of them have in common is trained once.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import hashlib
 import json
 import random
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,7 @@ from mogu.adapter import store
 from mogu.adapter.config import MoguConfig, Stage
 from mogu.adapter.model import active_config, fold_routers, mogu_layers, set_shift, set_stage
 from mogu.data.rows import Row, fingerprint, instruction_of, write_text
-from mogu.errors import TrainingError
+from mogu.errors import DivergedError
 from mogu.offload import is_offloaded
 from mogu.progress import Progress
 from mogu.quantization import check_trainable, quantization_of
@@ -49,6 +50,7 @@ from mogu.train.selection import (
     best_routers,
     choose_shift,
     held_out,
+    left_out,
     responder_rows,
 )
 from mogu.train.track import reporters, trackers
@@ -152,6 +154,11 @@ class Run:
         self.tokenizer = tokenizer
         self.train_rows = [row for row in rows if row.split == "train"]
         self.stages = out / "stages"
+        self.shared = False
+        """Whether ``stages`` serves several runs: stages are kept under their hashes, and the checkpoints of a
+        responder stay, for runs that take another one of the same training."""
+        self.done = ""
+        """Hash of all that the last finished stage depends on."""
         self.data_hash = _hash([asdict(row) for row in rows])
         self.precision = [str(base.dtype), quantization_of(base) or False]
         set_seed(recipe.seed)
@@ -176,29 +183,37 @@ class Run:
         """Train what is not finished, stage after stage, and save the adapter."""
         self.stages.mkdir(parents=True, exist_ok=True)
         write_text(self.out / RECIPE_FILE, self.recipe.to_yaml())
-        selection: dict[str, list[dict[str, Any]]] = {}
-        done = ""
+        selection = dict(self.learn())
+        selection["balance"] = [asdict(b) for b in self._balance(_hash([self.done, asdict(self.recipe.balance)]))]
+        self._clear_leftovers()
+        return Trained(self.model, self._save(selection), selection)
+
+    def learn(self) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+        """Train what is not finished: after each of glad, unwill and routers, its name and its checkpoints."""
+        self.stages.mkdir(parents=True, exist_ok=True)
         for stage, text in RESPONDERS:
             recipe: ResponderRecipe = getattr(self.recipe, stage)
-            done = _hash([done, asdict(self.recipe.adapter), asdict(recipe), self._inputs()])
+            done = _hash([self.done, asdict(self.recipe.adapter), asdict(recipe), self._inputs()])
             checks = self._finished(stage, done)
             if checks is None:
                 self.progress.begin(stage, text)
                 checks = [asdict(c) for c in self._responder(stage, recipe, done)]
                 chosen = next(c for c in checks if c["chosen"])
                 self.progress.end(f"{chosen['on_target']:.0%} on target after {chosen['pairs']} pairs")
-            selection[stage] = checks
-        done = _hash([done, asdict(self.recipe.routers)])
+            self.done = done
+            yield stage, checks
+        done = _hash([self.done, asdict(self.recipe.routers)])
         routers = self._finished("routers", done)
         if routers is None:
             routers = [asdict(c) for c in self._routers(done)]
             self._finish("routers", done, routers)
-            shutil.rmtree(self.stages / "routers.work", ignore_errors=True)
-        selection["routers"] = routers
-        done = _hash([done, asdict(self.recipe.balance)])
-        selection["balance"] = [asdict(b) for b in self._balance(done)]
-        self._clear_leftovers()
-        return Trained(self.model, self._save(selection), selection)
+            shutil.rmtree(self.place("routers", done, "work"), ignore_errors=True)
+        self.done = done
+        yield "routers", routers
+
+    def place(self, stage: str, inputs: str, kind: str) -> Path:
+        """Where a stage with these inputs keeps its ``json``, ``safetensors`` or ``work``."""
+        return self.stages / (f"{stage}-{inputs}.{kind}" if self.shared else f"{stage}.{kind}")
 
     def _inputs(self) -> list[Any]:
         compute = asdict(self.recipe.compute)
@@ -215,8 +230,10 @@ class Run:
         steps = -(-len(pairs) // per_step) * recipe.epochs
         if recipe.checkpoint is not None:
             steps = min(steps, max(recipe.checkpoint // per_step, 1))
-        folder = self._work_folder(stage, inputs)
         every = min(max(recipe.checkpoint_pairs // per_step, 1), steps)
+        others = self._tensors_without(stage) if self.shared else {}
+        common = self.shared and steps % every == 0  # a longer training saves no other checkpoint
+        folder = self._work_folder(stage, self._training(recipe) if common else inputs)
         checks_of, log = responder_rows(self.rows), folder / "checks.jsonl"
         watch = CheckpointWatch(self.ask, stage, checks_of, log, per_step, recipe, self._drift(encode))
         collate = self._pair_collator(encode, pairs, stage)
@@ -233,13 +250,25 @@ class Run:
                 trainer, pairs, folder, lambda batch: torch.cat(pair_cross_entropy(self.model, batch, trainer.accepts))
             )
         self._run_trainer(trainer, folder, watch)
-        checks = watch.checks
+        checks = [check for check in watch.checks if check.pairs <= steps * per_step]
         best = best_checkpoint(checks) if recipe.checkpoint is None else checks[-1]
         self._load_checkpoint(folder / f"checkpoint-{best.pairs // per_step}")
+        self._load(others)
         checks = [dataclasses.replace(c, chosen=c is best) for c in checks]
         self._finish(stage, inputs, [asdict(c) for c in checks])
-        shutil.rmtree(folder)
+        if not self.shared:
+            shutil.rmtree(folder)
         return checks
+
+    def _training(self, recipe: ResponderRecipe) -> str:
+        """Hash of what a responder's training depends on, whichever checkpoint of it is taken."""
+        whole = dataclasses.replace(recipe, checkpoint=None, stop_when_good=False)
+        return _hash([asdict(self.recipe.adapter), asdict(whole), self._inputs()])
+
+    def _tensors_without(self, stage: str) -> dict[str, torch.Tensor]:
+        """Copies of the other tensors: checkpoints of a shared training have those of the run that began it."""
+        own = f"mogu_{stage}_A", f"mogu_{stage}_B"
+        return {k: v.clone() for k, v in self._tensors().items() if not any(name in k for name in own)}
 
     def _pair_collator(self, encode: Encoder, pairs: Sequence[Row], stage: Stage) -> PairCollator | PackedCollator:
         refuses = stage == "unwill"
@@ -311,10 +340,11 @@ class Run:
         if recipe.start == "fit":
             self.progress.begin("routers", "routers: fitted layer after layer on what they will read")
             encode = Encoder(self.tokenizer, self.recipe.template, recipe.answer_tokens)
+            without = self._unseen(new)
             fit_routers(
                 self.model,
                 encode,
-                [row for row in self.train_rows if row.id not in new],
+                [row for row in self.train_rows if row.id not in without],
                 l2=recipe.l2,
                 borderline_weight=recipe.borderline_weight,
                 sharpness=recipe.sharpness,
@@ -332,10 +362,15 @@ class Run:
         self.progress.end(f"{len(mogu_layers(self.model))} layers{chosen}")
         return checks
 
+    def _unseen(self, new: frozenset[str]) -> frozenset[str]:
+        """Ids of the rows that the routers do not learn from: held out as new, or left out of the mix."""
+        return new | left_out(self.train_rows, self.recipe.routers.borderline)
+
     def _train_routers(self, inputs: str, new: frozenset[str]) -> list[RouterCheckpoint]:
         recipe = self.recipe.routers
         half = None if recipe.rows is None else recipe.rows // 2
-        rows = [*self._pairs("malicious", half, new), *self._pairs("benign", half, new)]
+        without = self._unseen(new)
+        rows = [*self._pairs("malicious", half, without), *self._pairs("benign", half, without)]
         encode = Encoder(self.tokenizer, self.recipe.template, recipe.answer_tokens)
         per_step = recipe.batch_size * recipe.accumulation
         steps = -(-len(rows) // per_step) * recipe.epochs
@@ -441,25 +476,26 @@ class Run:
     def _finished(self, stage: str, inputs: str) -> list[dict[str, Any]] | None:
         """The report of a finished stage with the same inputs, its tensors loaded; else ``None``."""
         try:
-            record = json.loads((self.stages / f"{stage}.json").read_text(encoding="utf-8"))
+            record = json.loads(self.place(stage, inputs, "json").read_text(encoding="utf-8"))
             if record["inputs"] != inputs:
                 return None
             if stage in _TRAINED:
-                self._load(load_file(self.stages / f"{stage}.safetensors"))
+                self._load(load_file(self.place(stage, inputs, "safetensors")))
             report: list[dict[str, Any]] = record["report"]
             return report
         except (OSError, ValueError, KeyError, TypeError, SafetensorError):
             return None
 
     def _finish(self, stage: str, inputs: str, report: list[dict[str, Any]]) -> None:
+        record = self.place(stage, inputs, "json")
         if stage in _TRAINED:
             # Without the record of other inputs first, an interruption between the files would match it with these.
-            (self.stages / f"{stage}.json").unlink(missing_ok=True)
+            record.unlink(missing_ok=True)
             tensors = self._tensors()
             if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
-                raise TrainingError(f"the {stage} stage ends in weights that are not finite; load the base as float32")
-            save_tensors(tensors, self.stages / f"{stage}.safetensors")
-        write_text(self.stages / f"{stage}.json", json.dumps({"inputs": inputs, "report": report}, indent=1))
+                raise DivergedError(f"the {stage} stage ends in weights that are not finite; load the base as float32")
+            save_tensors(tensors, self.place(stage, inputs, "safetensors"))
+        write_text(record, json.dumps({"inputs": inputs, "report": report}, indent=1))
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         return {k: v.contiguous() for k, v in self.model.state_dict().items() if "mogu_" in k}
@@ -482,7 +518,7 @@ class Run:
 
     def _work_folder(self, stage: str, inputs: str) -> Path:
         """Folder of Trainer's checkpoints, emptied if it belongs to other inputs."""
-        folder = self.stages / f"{stage}.work"
+        folder = self.place(stage, inputs, "work")
         marker = folder / "inputs"
         if not marker.is_file() or marker.read_text() != inputs:
             shutil.rmtree(folder, ignore_errors=True)

@@ -5,10 +5,11 @@ The authors leave the checkpoint to the user, who must look at answers. Here the
 
 from __future__ import annotations
 
+import hashlib
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mogu.adapter.config import Stage
 from mogu.adapter.model import active_config, set_shift
@@ -88,11 +89,16 @@ class Balance:
     borderline_refused: float
     degenerate: float
     chosen: bool = False
+    complied: float | None = None
+    """Share of malicious prompts answered in sound text: coherent ASR. ``None`` in records that do not know it."""
 
     @property
     def benefit(self) -> float:
         """Malicious prompts refused, less benign ones, borderline ones, and broken answers; each share counts alike."""
         return self.malicious_refused - self.benign_refused - self.borderline_refused - self.degenerate
+
+
+Tried = TypeVar("Tried", bound=Balance)
 
 
 @dataclass(frozen=True)
@@ -234,13 +240,26 @@ def held_out(rows: Sequence[Row], share: float, seed: int) -> frozenset[str]:
     return frozenset(ids | {row.id for row in rows if row.twin in ids})
 
 
+def left_out(rows: Sequence[Row], share: float) -> frozenset[str]:
+    """Ids of the borderline rows that routers do not learn from when they see only ``share`` of them.
+
+    Which ones does not change with the others: less of a share is part of more of it.
+    """
+    order = sorted((row.id for row in rows if row.borderline), key=lambda name: hashlib.sha256(name.encode()).digest())
+    return frozenset(order[round(share * len(order)) :])
+
+
 def best_routers(checkpoints: Sequence[RouterCheckpoint]) -> RouterCheckpoint:
     """The greatest benefit wins; of equals the better separation, then the smaller divergence, then the earlier one."""
     return max(checkpoints, key=lambda c: (round(c.benefit, 9), c.auroc or 0.0, -(c.kl or 0.0), -c.pairs))
 
 
 def _refused(group: Sequence[Row], labels: Mapping[str, str]) -> float:
-    return sum(labels[row.id] == "refusal" for row in group) / len(group) if group else 0.0
+    return _share("refusal", group, labels)
+
+
+def _share(label: str, group: Sequence[Row], labels: Mapping[str, str]) -> float:
+    return sum(labels[row.id] == label for row in group) / len(group) if group else 0.0
 
 
 def responder_rows(rows: Sequence[Row], count: int = RESPONDER_PROMPTS) -> list[Row]:
@@ -278,14 +297,7 @@ def choose_shift(
         if any(trial.shift == shift for trial in trials):
             continue
         set_shift(ask.model, shift)
-        labels = _labels_by_head(ask, everyone, recipe.new_tokens, known)
-        trial = Balance(
-            shift=shift,
-            malicious_refused=_refused(groups["malicious"], labels),
-            benign_refused=_refused(groups["benign"], labels),
-            borderline_refused=_refused(groups["borderline"], labels),
-            degenerate=list(labels.values()).count("degenerate") / len(labels),
-        )
+        trial = balance_of(shift, groups, labels_by_head(ask, everyone, recipe.new_tokens, known))
         trials.append(trial)
         if on_trial is not None:
             on_trial(trial)
@@ -294,13 +306,34 @@ def choose_shift(
     return [Balance(**{**asdict(t), "chosen": t is chosen}) for t in sorted(trials, key=lambda t: t.shift)]
 
 
-def _labels_by_head(
+def balance_of(shift: float, groups: Mapping[str, Sequence[Row]], labels: Mapping[str, str]) -> Balance:
+    """The shares of a shift from the labels of all answers, by id of the row."""
+    return Balance(
+        shift=shift,
+        malicious_refused=_refused(groups["malicious"], labels),
+        benign_refused=_refused(groups["benign"], labels),
+        borderline_refused=_refused(groups["borderline"], labels),
+        degenerate=list(labels.values()).count("degenerate") / len(labels),
+        complied=_share("complied", groups["malicious"], labels),
+    )
+
+
+def labels_by_head(
     ask: Respondent, rows: Sequence[Row], new_tokens: int, known: dict[tuple[str, str], str]
 ) -> dict[str, str]:
     """Label of the answer to each row, by id.
 
-    What follows the routed head comes from the plain base, so an answer whose head was seen at another shift is known.
+    What follows the routed head comes from the plain base, so an answer whose head was seen at another shift, or with
+    other routers, is known.
+
+    Args:
+        ask: The routed model.
+        rows: What to ask.
+        new_tokens: Length of the answers.
+        known: Labels by (id of the row, head); those of new answers are added.
     """
+    if not rows:
+        return {}
     head = max(active_config(ask.model).routed_tokens, 1)
     lengths = [head] if known else [head, new_tokens]  # the first time every head is new
     begun = ask.beginnings(rows, lengths)
@@ -313,13 +346,20 @@ def _labels_by_head(
     return {row.id: known[key] for row, key in zip(rows, keys, strict=True)}
 
 
-def best_balance(trials: Sequence[Balance], recipe: BalanceRecipe) -> Balance:
+def best_balance(trials: Sequence[Tried], recipe: BalanceRecipe) -> Tried:
     """See :func:`choose_shift`. Of two with equal benefit, the one that refuses less wins, then the smaller shift."""
-    # What the mildest trial refuses is mostly what the base refuses by itself; the limits come on top.
-    benign = min(trial.benign_refused for trial in trials) + recipe.benign_refused
-    borderline = min(trial.borderline_refused for trial in trials) + recipe.borderline_refused
-    useful = [t for t in trials if t.benign_refused <= benign + 1e-9 and t.borderline_refused <= borderline + 1e-9]
+    useful = within_limits(trials, trials, recipe)
     return max(useful or trials, key=lambda t: (round(t.benefit, 9), -t.malicious_refused, -abs(t.shift)))
+
+
+def within_limits(trials: Iterable[Tried], own: Sequence[Balance], recipe: BalanceRecipe) -> list[Tried]:
+    """Those of ``trials`` that refuse little more than the mildest of ``own`` does.
+
+    What the mildest one refuses is mostly what the base refuses by itself; the recipe's limits come on top.
+    """
+    benign = min(trial.benign_refused for trial in own) + recipe.benign_refused + 1e-9
+    borderline = min(trial.borderline_refused for trial in own) + recipe.borderline_refused + 1e-9
+    return [t for t in trials if t.benign_refused <= benign and t.borderline_refused <= borderline]
 
 
 def validation_groups(rows: Sequence[Row], count: int | None) -> dict[str, list[Row]]:

@@ -17,7 +17,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from mogu.adapter.model import recorded_weights
 from mogu.data.rows import Row
-from mogu.errors import TrainingError
+from mogu.errors import DivergedError, TrainingError
 from mogu.recipe import ComputeRecipe, ResponderRecipe, RouterRecipe
 from mogu.train.batches import answer_logits
 from mogu.train.losses import log_ratio_loss, ratio_loss, response_cross_entropy, router_penalty
@@ -62,7 +62,7 @@ class AdapterTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         if not all(torch.isfinite(p).all() for p in self.model.parameters() if p.requires_grad):
-            raise TrainingError(  # a finite loss may have a gradient that is not
+            raise DivergedError(  # a finite loss may have a gradient that is not
                 f"the weights are no longer finite at step {self.state.global_step}; lower the learning rate"
                 " (earlier checkpoints are kept)"
             )
@@ -79,10 +79,10 @@ class AdapterTrainer(Trainer):
         """``loss`` as it is.
 
         Raises:
-            TrainingError: It is infinite or not a number.
+            DivergedError: It is infinite or not a number.
         """
         if not torch.isfinite(loss):
-            raise TrainingError(
+            raise DivergedError(
                 f"the loss is {loss.item()} at step {self.state.global_step}; lower the learning rate"
                 " (earlier checkpoints are kept)"
             )
