@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from mogu import processes
 from mogu.adapter.model import active_config, mogu_layers
 from mogu.data.build import build, choose_instructions
 from mogu.data.rows import Instruction, write_text
@@ -83,14 +84,16 @@ def harden(
     Raises:
         MoguError: Whatever the user can mend, in one line.
     """
+    processes.need_whole("hardening")
     out, progress = Path(out), progress or Progress()
     timed = _Timed(progress)
     with timed.step("model", f"model: loads {model}") as said:
         instructions = choose_instructions(benign, malicious, recipe.data.limit)
-        write_text(out / RECIPE_FILE, recipe.to_yaml())  # from which mogu runs knows a run folder
+        # From this file mogu runs knows a run folder.
+        processes.from_main(lambda: write_text(out / RECIPE_FILE, recipe.to_yaml()))
         base, tokenizer = load_base(model, dtype=dtype, device=device, quantize=quantize)
         texts = [one.instruction for one in instructions]
-        batch_size = good_batch_size(base, tokenizer, texts, template=recipe.template)
+        batch_size = processes.from_main(lambda: good_batch_size(base, tokenizer, texts, template=recipe.template))
         said.append(f"batches of {batch_size}")
     with timed.step("data", "data: the model answers benign training instructions") as said:
         rows = build(
@@ -117,7 +120,7 @@ def harden(
         workspace=out / "evaluation" / WORK / "learnt",
         template=recipe.template,
         adapter=trained.adapter,
-        batch_size=stored_batch_size(out / "evaluation") or batch_size,
+        batch_size=processes.from_main(lambda: stored_batch_size(out / "evaluation")) or batch_size,
     )
     loaded = {"model": model, "dtype": str(base.dtype).removeprefix("torch."), "quantize": quantize}
     found = _evaluate(target, held_out(rows, recipe.evaluation.prompts), recipe, loaded, out / "evaluation", timed)
@@ -139,11 +142,15 @@ def harden(
         "selection": trained.selection,
         **{key: found[key] for key in ("defenses", "suites", "flips", "examples", "cost", "routers")},
     }
+    processes.from_main(lambda: _write(summary, trained.adapter, recipe, out))
+    return summary
+
+
+def _write(summary: dict[str, Any], adapter: Path, recipe: Recipe, out: Path) -> None:
     write_text(out / "summary.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
     write_report(summary, out / "report.html")
-    record = json.loads((trained.adapter / "mogu.json").read_text(encoding="utf-8"))
-    write_text(trained.adapter / "README.md", model_card(recipe, record, summary))
-    return summary
+    record = json.loads((adapter / "mogu.json").read_text(encoding="utf-8"))
+    write_text(adapter / "README.md", model_card(recipe, record, summary))
 
 
 def _evaluate(

@@ -18,6 +18,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mogu import processes
 from mogu.errors import ConfigError, MissingExtraError, ModelError
 
 if TYPE_CHECKING:
@@ -55,7 +56,8 @@ def load_base(
     Args:
         model: ``"smollm2"``, a hub id, a local folder, or a ``.gguf`` file.
         dtype: Parameter dtype, ``None`` or ``"float32"`` for float32, ``"auto"`` for the checkpoint's own.
-        device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, …; ``None`` picks CUDA where there is one.
+        device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, …; ``None`` picks CUDA where there is one, each of several
+            processes its own.
         quantize: ``"4bit"`` or ``"8bit"`` through bitsandbytes, on a CUDA device.
         trust_remote_code: Passed on to transformers for hub models that ship their own code.
 
@@ -72,6 +74,7 @@ def load_base(
 
     if quantize is not None and quantize not in _QUANTIZATIONS:
         raise ConfigError(f"unknown quantization {quantize!r}; choose from {', '.join(_QUANTIZATIONS)}")
+    device = processes.own_device(device)
     source = _locate(str(model))
     options: dict[str, Any] = dict(source.options)
     options["dtype"] = _dtype(dtype)
