@@ -35,9 +35,7 @@ def over_rows(each: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
     return each.mean() if weights is None else (each * weights).sum()
 
 
-def ratio_loss(
-    wanted: torch.Tensor, unwanted: torch.Tensor, weights: torch.Tensor | None = None
-) -> torch.Tensor:
+def ratio_loss(wanted: torch.Tensor, unwanted: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
     """Published responder loss, mean over pairs of CE(wanted) / CE(unwanted).
 
     Unbounded: an unwanted answer that the base finds very likely (small denominator) dominates its batch.
