@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import pickle
 import socket
@@ -46,6 +47,7 @@ def _child(
     try:
         place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
         os.environ.update({name: str(value) for name, value in place.items()}, **environment)
+        gc.freeze()  # Trainer collects garbage twice a run; torch's own objects are none
         processes.start()
         (folder / f"{rank}.pickle").write_bytes(pickle.dumps(work()))
         processes.end()
