@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from mogu import processes
 from mogu.adapter.model import active_config, mogu_layers
 from mogu.data.build import build, choose_instructions
 from mogu.data.rows import Instruction, Row, write_text
 from mogu.defend import Target, create
+from mogu.errors import ConfigError
 from mogu.evaluate.report import write_report
 from mogu.evaluate.run import WORK, Options, evaluate, stored_batch_size
 from mogu.evaluate.suites import Prompts, Suite, spread
@@ -95,15 +97,21 @@ def harden(
     Raises:
         MoguError: Whatever the user can mend, in one line.
     """
+    processes.need_whole("hardening")
+    if search is not None and processes.count() > 1:
+        raise ConfigError(
+            "--search works in one process; search without a launcher, then train the picked recipe with it"
+        )
     out, progress = Path(out), progress or Progress()
     timed = _Timed(progress)
     with timed.step("model", f"model: loads {model}") as said:
         instructions = choose_instructions(benign, malicious, recipe.data.limit)
-        write_text(out / RECIPE_FILE, recipe.to_yaml())  # from which mogu runs knows a run folder
+        # From this file mogu runs knows a run folder.
+        processes.from_main(lambda: write_text(out / RECIPE_FILE, recipe.to_yaml()))
         base, tokenizer = load_base(model, dtype=dtype, device=device, quantize=quantize, offload=offload)
         check_trainable(base)
         texts = [one.instruction for one in instructions]
-        batch_size = good_batch_size(base, tokenizer, texts, template=recipe.template)
+        batch_size = processes.from_main(lambda: good_batch_size(base, tokenizer, texts, template=recipe.template))
         said.append(f"batches of {batch_size}")
     with timed.step("data", "data: the model answers benign training instructions") as said:
         rows = build(
@@ -134,7 +142,7 @@ def harden(
         workspace=out / "evaluation" / WORK / "learnt",
         template=recipe.template,
         adapter=trained.adapter,
-        batch_size=stored_batch_size(out / "evaluation") or batch_size,
+        batch_size=processes.from_main(lambda: stored_batch_size(out / "evaluation")) or batch_size,
     )
     loaded = {"model": model, "dtype": str(base.dtype).removeprefix("torch."), "quantize": quantize}
     found = _evaluate(target, held_out(rows, recipe.evaluation.prompts), recipe, loaded, out / "evaluation", timed)
@@ -157,11 +165,15 @@ def harden(
         **searched,
         **{key: found[key] for key in ("defenses", "suites", "flips", "examples", "cost", "routers")},
     }
+    processes.from_main(lambda: _write(summary, trained.adapter, recipe, out))
+    return summary
+
+
+def _write(summary: dict[str, Any], adapter: Path, recipe: Recipe, out: Path) -> None:
     write_text(out / "summary.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
     write_report(summary, out / "report.html")
-    record = json.loads((trained.adapter / "mogu.json").read_text(encoding="utf-8"))
-    write_text(trained.adapter / "README.md", model_card(recipe, record, summary))
-    return summary
+    record = json.loads((adapter / "mogu.json").read_text(encoding="utf-8"))
+    write_text(adapter / "README.md", model_card(recipe, record, summary))
 
 
 def _search(

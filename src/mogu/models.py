@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from mogu import processes
 from mogu.errors import ConfigError, MissingExtraError, ModelError
 from mogu.quantization import keep_differentiable, quantization_config, quantization_of
 
@@ -59,7 +60,8 @@ def load_base(
         model: ``"smollm2"``, a hub id, a local folder, or a ``.gguf`` file.
         dtype: Parameter dtype, ``"auto"`` for the checkpoint's own; ``None`` is float32, or bfloat16 beside quantized
             weights.
-        device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, …; ``None`` picks CUDA where there is one.
+        device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, …; ``None`` picks CUDA where there is one, each of several
+            processes its own.
         quantize: ``"4bit"`` or ``"8bit"`` through bitsandbytes, ``"torchao-8bit"`` or, on CUDA, ``"torchao-4bit"``.
         offload: How much of the base may lie on the device (``"10GiB"``, ``"auto"``); the other layers wait in main
             memory or on disk (see :mod:`mogu.offload`).
@@ -75,7 +77,7 @@ def load_base(
     """
     from transformers import AutoModelForCausalLM
 
-    place = default_device(device)
+    place = default_device(processes.own_device(device))
     source = _locate(str(model))
     options: dict[str, Any] = dict(source.options)
     options["dtype"] = parse_dtype(dtype, quantize)

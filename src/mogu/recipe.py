@@ -277,6 +277,12 @@ def recipe_names() -> list[str]:
     return sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml"))
 
 
+def launch_files() -> dict[str, Path]:
+    """Shipped configurations of ``accelerate launch``, by name."""
+    folder = Path(str(resources.files("mogu"))) / "recipes" / "accelerate"
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
 def load_recipe(name_or_file: str | Path) -> Recipe:
     """A shipped recipe by name, or a YAML file of the same fields; what a file leaves out keeps its default.
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from mogu import processes
 from mogu.chat import Message, pad_prompts, prompt_ids
 from mogu.prefix import fits, pad_after, prefilled, shares, template_prefix
 
@@ -107,6 +108,17 @@ def batches(
     ids = [prompt_ids(tokenizer, prompt, template=template) for prompt in prompts]
     for indices in by_length(ids, batch_size):
         yield indices, pad_prompts(tokenizer, [ids[index] for index in indices], device)
+
+
+def share_of(
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str | Sequence[Message]],
+    batch_size: int,
+    template: str | None,
+) -> list[int]:
+    """Indices of the prompts that fall to this process: whole batches, so that each is as one process makes it."""
+    ids = [prompt_ids(tokenizer, prompt, template=template) for prompt in prompts]
+    return [index for batch in processes.share(list(by_length(ids, batch_size))) for index in batch]
 
 
 def by_length(ids: Sequence[Sequence[int]], batch_size: int) -> Iterator[list[int]]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import yaml
 
 from mogu import __version__
 from mogu.recipe import load_recipe, recipe_names
@@ -22,6 +24,7 @@ COMMANDS = [
     "push",
     "import",
     "recipes show",
+    "recipes launch",
     "judge label",
     "judge calibrate",
 ]
@@ -71,9 +74,20 @@ def test_bare_mogu_shows_every_command(run) -> None:
 def test_recipes_are_listed_with_their_description(run) -> None:
     lines = run("recipes").stdout.splitlines()
     assert lines[0].split() == ["recipe", "description"]
-    assert [line.split(maxsplit=1) for line in lines[1:]] == [
+    listed = lines[1 : lines.index("")]
+    assert [line.split(maxsplit=1) for line in listed] == [
         [name, load_recipe(name).description] for name in recipe_names()
     ]
+
+
+def test_launch_configurations_are_named_and_have_paths(run) -> None:
+    names = ["cpu", "ddp", "deepspeed", "fsdp"]
+    assert run("recipes").stdout.splitlines()[-1].endswith(": " + ", ".join(names))
+    assert not set(names) & set(recipe_names())
+    for name in names:
+        file = Path(run("recipes", "launch", name).stdout.strip())
+        assert file.read_text().startswith("# ")
+        assert yaml.safe_load(file.read_text())["compute_environment"] == "LOCAL_MACHINE"
 
 
 @pytest.mark.parametrize("name", recipe_names())

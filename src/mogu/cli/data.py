@@ -45,10 +45,12 @@ def build(
         from mogu.cli.loading import batch_size_for, load
         from mogu.data.build import build as build_rows
         from mogu.data.build import choose_instructions
+        from mogu.processes import from_main
 
         instructions = choose_instructions(benign, malicious, limit)
         loaded = load(model, None, template=template, dtype=dtype, device=device, quantize=quantize, offload=offload)
-        batch_size = batch_size_for(loaded, [one.instruction for one in instructions], batch_size)
+        texts, given = [one.instruction for one in instructions], batch_size
+        batch_size = from_main(lambda: batch_size_for(loaded, texts, given))
         progress.end(f"batches of {batch_size}")
         progress.begin("data", "data: the model answers benign instructions")
         rows = build_rows(

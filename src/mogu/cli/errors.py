@@ -10,6 +10,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from mogu import processes
 from mogu.errors import MoguError
 
 RESUMABLE = frozenset({"harden", "demo", "data", "train", "evaluate", "judge"})
@@ -33,6 +34,8 @@ class MoguGroup(TyperGroup):
             return super().main(args, prog_name, complete_var, False, windows_expand_args, **extra)
         try:
             status = super().main(args, prog_name, complete_var, False, windows_expand_args, **extra)
+            if not status:
+                processes.end()
         except typer.Abort:
             status = 1
         except Exception as error:
@@ -45,13 +48,16 @@ class MoguGroup(TyperGroup):
             return super().invoke(ctx)
         except KeyboardInterrupt:
             again = "; run the same command again to go on" if ctx.invoked_subcommand in RESUMABLE else ""
-            typer.echo(f"interrupted{again}", err=True)
+            if processes.is_main():
+                typer.echo(f"interrupted{again}", err=True)
             raise typer.Exit(130) from None
 
 
 def _report(error: Exception) -> int:
     if os.environ.get("MOGU_DEBUG"):
         raise error
+    if isinstance(error, processes.MainFailed) or not processes.first_to_fail():
+        return 1
     if (line := explain(error)) is not None:
         typer.echo(f"error: {line}", err=True)
         return 2

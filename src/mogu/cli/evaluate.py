@@ -70,12 +70,14 @@ def evaluate(
         from mogu.evaluate.run import Options, stored_batch_size
         from mogu.evaluate.run import evaluate as run
         from mogu.evaluate.suites import asked_text
+        from mogu.processes import from_main
 
         asking = Options(new_tokens, Sampling(tuple(sampled), temperature or None, top_p), measures=not quick)
         loaded = load(model, adapter, template=template, dtype=dtype, device=device, quantize=quantize, offload=offload)
         asked = with_prefill(suites, lengths, loaded.tokenizer)
         texts = [asked_text(row) for one in suites for row in one.rows]
-        batch_size = batch_size or stored_batch_size(out) or batch_size_for(loaded, texts, None)
+        given = batch_size
+        batch_size = from_main(lambda: given or stored_batch_size(out) or batch_size_for(loaded, texts, None))
         pipelines = _pipelines(names, loaded, out, seen, batch_size)
         progress.end(f"batches of {batch_size}")
         settings = _settings(loaded, quantize, seen)

@@ -10,9 +10,10 @@ from typing import Annotated
 
 import typer
 
-from mogu import __version__
+from mogu import __version__, processes
 from mogu.cli import chat, data, demo, evaluate, generate, harden, import_, judge, lm_eval, push, recipes, runs, train
 from mogu.cli.errors import MoguGroup
+from mogu.errors import ConfigError
 
 app = typer.Typer(
     cls=MoguGroup,
@@ -37,6 +38,10 @@ app.command("import")(import_.import_)
 app.add_typer(recipes.app, name="recipes")
 
 
+_IN_SEVERAL = frozenset({"harden", "data", "train", "evaluate"})
+"""Commands that share their work among the processes of a launcher."""
+
+
 def _print_version(value: bool) -> None:
     if value:
         typer.echo(f"mogu {__version__}")
@@ -51,8 +56,20 @@ def _start(
     ] = False,
 ) -> None:
     _quieten()
+    _join_others(context.invoked_subcommand)
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
+
+
+def _join_others(command: str | None) -> None:
+    """Under a launcher: be one of several processes, of which only the main one speaks."""
+    if not processes.launched():
+        return
+    processes.start()
+    if command not in _IN_SEVERAL:
+        raise ConfigError(f"{command or 'help'} works in one process; start it without a launcher")
+    if not processes.is_main():
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - until the process ends
 
 
 def _quieten() -> None:

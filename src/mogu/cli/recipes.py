@@ -8,7 +8,8 @@ import typer
 
 from mogu.cli import options
 from mogu.cli.view import print_table
-from mogu.recipe import load_recipe, recipe_names
+from mogu.errors import ConfigError
+from mogu.recipe import launch_files, load_recipe, recipe_names
 
 app = typer.Typer(help="Shipped recipes: list them, or show one.", invoke_without_command=True)
 
@@ -17,6 +18,7 @@ app = typer.Typer(help="Shipped recipes: list them, or show one.", invoke_withou
 def _list(context: typer.Context) -> None:
     if context.invoked_subcommand is None:
         print_table([["recipe", "description"], *([name, load_recipe(name).description] for name in recipe_names())])
+        print(f"\nFor accelerate launch (mogu recipes launch NAME prints the path): {', '.join(launch_files())}")
 
 
 @app.command("show")
@@ -26,3 +28,15 @@ def show(
 ) -> None:
     """Print a recipe with all its values, ready to be saved and changed."""
     print(load_recipe(name).to_yaml(), end="")
+
+
+@app.command("launch")
+def launch(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="ddp, fsdp, deepspeed or cpu.")],
+    config: options.Config = None,
+) -> None:
+    """Print the path of a configuration for accelerate launch --config_file."""
+    files = launch_files()
+    if name not in files:
+        raise ConfigError(f"no launch configuration {name!r}; choose from {', '.join(files)}")
+    print(files[name])

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mogu import processes
 from mogu.cli import options
 from mogu.cli.view import print_table, progress_view
+from mogu.errors import ConfigError
 
 if TYPE_CHECKING:
     from mogu.recipe import Recipe
@@ -38,6 +40,8 @@ def train(
 
     chosen = load_recipe(recipe)
     if dry_run:
+        if processes.count() > 1:
+            raise ConfigError("--dry-run tries one process; start it without a launcher")
         _rehearse(model, data, chosen, dtype, device, quantize, offload)
         return
     options.writable_folder(out)
@@ -49,10 +53,13 @@ def train(
         from mogu.train.track import trackers
 
         tracked, rows = trackers(track), read_rows(data)
-        base, tokenizer = load_base(model, dtype=dtype, device=device, quantize=quantize, offload=offload)
+        if processes.sharded() and (quantize is not None or offload is not None):
+            raise ConfigError("FSDP spreads a whole base; leave out --quantize and --offload, or use ddp.yaml")
+        at_first = "cpu" if processes.sharded() else device  # whole, a base that needs FSDP fits no device
+        base, tokenizer = load_base(model, dtype=dtype, device=at_first, quantize=quantize, offload=offload)
         progress.end(f"{len(rows)} rows of data")
         if not resume:
-            shutil.rmtree(out / "stages", ignore_errors=True)
+            processes.from_main(lambda: shutil.rmtree(out / "stages", ignore_errors=True))
         trained = run_training(base, tokenizer, rows, chosen, out, model_name=model, track=tracked, progress=progress)
     print(f"adapter: {trained.adapter}\nTry it: mogu chat --adapter {out}")
 

@@ -16,6 +16,7 @@ from rich.progress import Progress as RichProgress
 from rich.table import Column, Table
 from rich.text import Text
 
+from mogu import processes
 from mogu.progress import Progress
 
 
@@ -45,6 +46,16 @@ class View(Progress):
     def _done(self, what: str, result: str) -> str:
         took = _duration(time.monotonic() - self._start)
         return f"{what}: {result} ({took})" if result else f"{what}: done ({took})"
+
+
+class Silent(View):
+    """Says nothing: for processes that work beside the main one."""
+
+    def begin(self, step: str, text: str) -> None:
+        """As :meth:`Progress.begin`."""
+
+    def end(self, text: str) -> None:
+        """As :meth:`Progress.end`."""
 
 
 class _TimeLeft(ProgressColumn):
@@ -116,6 +127,8 @@ class LiveView(View):
 
 def progress_view() -> View:
     """What fits the terminal; progress goes to stderr, so that stdout holds results only."""
+    if not processes.is_main():
+        return Silent()
     return LiveView() if sys.stderr.isatty() else View()
 
 

@@ -10,7 +10,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mogu import processes
 from mogu.data.answers import affirmation_for, refusal_for
+from mogu.data.parts import joined, own_part
 from mogu.data.rows import (
     MANIFEST_FILE,
     ROWS_FILE,
@@ -20,14 +22,13 @@ from mogu.data.rows import (
     fingerprint,
     instruction_of,
     read_rows,
-    resume_jsonl,
     write_jsonl,
     write_text,
 )
 from mogu.data.sources import SEEDS, load_instructions
 from mogu.errors import DataError
 from mogu.judge import label_response
-from mogu.respond import respond
+from mogu.respond import respond, share_of
 from mogu.versions import versions
 
 if TYPE_CHECKING:
@@ -103,7 +104,8 @@ def build(
 ) -> list[Row]:
     """Answer the training instructions and write ``rows.jsonl`` and ``manifest.json`` to ``out``.
 
-    An interrupted build goes on where it stopped; a finished one of the same inputs is only read.
+    An interrupted build goes on where it stopped; a finished one of the same inputs is only read. Of several processes
+    (:mod:`mogu.processes`) each answers its share, and the main one writes.
 
     Args:
         model: The base model.
@@ -119,6 +121,7 @@ def build(
     Raises:
         DataError: ``out`` holds a data set of other inputs.
     """
+    processes.need_whole("building data")
     out = Path(out)
     inputs = {
         "model": model_name,
@@ -130,17 +133,20 @@ def build(
         _check_same(out / MANIFEST_FILE, inputs)
         return read_rows(out)
     benign = [one for one in instructions if one.label == "benign" and one.split == "train"]
-    answers = {r["id"]: r["answer"] for r in resume_jsonl(out / PARTIAL_FILE, {"inputs": inputs})}
+    answers = {r["id"]: r["answer"] for r in joined(out / PARTIAL_FILE, {"inputs": inputs})}
+    before = len(answers)
     todo = [one for one in benign if one.id not in answers]
-    out.mkdir(parents=True, exist_ok=True)
-    with (out / PARTIAL_FILE).open("a", encoding="utf-8") as partial:
+    mine = share_of(tokenizer, [one.instruction for one in todo], batch_size, template)
+    todo = [todo[index] for index in mine]
+    with own_part(out / PARTIAL_FILE).open("a", encoding="utf-8") as partial:
 
         def keep(index: int, answer: str) -> None:
             answers[todo[index].id] = answer
             partial.write(json.dumps({"id": todo[index].id, "answer": answer}, ensure_ascii=False) + "\n")
             partial.flush()
             if progress is not None:
-                progress(len(answers), len(benign))
+                done = before + (len(answers) - before) * processes.count()  # the others are about as far
+                progress(min(done, len(benign)), len(benign))
 
         respond(
             model,
@@ -151,14 +157,20 @@ def build(
             template=template,
             on_done=keep,
         )
+    processes.wait()
+    answers = {r["id"]: r["answer"] for r in joined(out / PARTIAL_FILE, {"inputs": inputs})}
     rows = [
         _row(one, answers.get(one.id, "")) if one.split == "train" else Row(**dataclasses.asdict(one))
         for one in instructions
     ]
+    processes.from_main(lambda: _write(out, inputs, rows))
+    own_part(out / PARTIAL_FILE).unlink()
+    return rows
+
+
+def _write(out: Path, inputs: dict[str, Any], rows: Sequence[Row]) -> None:
     write_jsonl(out / ROWS_FILE, (dataclasses.asdict(row) for row in rows))
     write_text(out / MANIFEST_FILE, json.dumps(_manifest(inputs, rows), indent=1, ensure_ascii=False) + "\n")
-    (out / PARTIAL_FILE).unlink()
-    return rows
 
 
 def _row(one: Instruction, answer: str) -> Row:

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
+from mogu import processes
 from mogu.data.rows import Row, write_text
 from mogu.defend.base import REFUSAL, Conversation, Defense, Stopped, Target
 from mogu.defend.conversation import user_texts
@@ -73,9 +74,9 @@ class Detect(Defense):
             self._detector = Classifier(self.target, self.options)
             return
         path = self.target.workspace / self.name / self._inputs
-        if not path.with_suffix(".json").is_file():
+        if not processes.from_main(path.with_suffix(".json").is_file):
             progress.begin(self.name, "detect: a probe on the hidden states of the last prompt token")
-            report = self._fit(path, progress)
+            report = processes.from_main(lambda: self._fit(path, progress))
             progress.end(f"layer {report['layer']}, {report['right']:.0%} of validation instructions right")
         self._detector = Probe(self.target, path)
 

@@ -19,6 +19,7 @@ from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import nn
 from transformers import TrainingArguments, set_seed
 
+from mogu import processes
 from mogu.adapter import store
 from mogu.data.rows import Row
 from mogu.defend.base import Target
@@ -26,7 +27,8 @@ from mogu.defend.learnt import inputs_hash
 from mogu.defend.overlay import Overlay
 from mogu.progress import Progress
 from mogu.train.batches import Encoder, RouterCollator, answer_logits
-from mogu.train.losses import response_cross_entropy
+from mogu.train.losses import over_rows, response_cross_entropy
+from mogu.train.shares import WEIGHTS
 from mogu.train.trainers import AdapterTrainer, RowDataset, StepProgress
 from mogu.versions import versions
 
@@ -80,7 +82,7 @@ class LoraWeights:
 
     def ready(self, progress: Progress) -> Overlay:
         """The weights, trained or from an earlier run; only finished training leaves its folder."""
-        if (self.folder / "adapter_config.json").is_file():
+        if processes.from_main((self.folder / "adapter_config.json").is_file):
             return Overlay(self.target.model, self._loaded)
         progress.begin(self.name, f"{self.name}: LoRA on {len(self.rows)} rows")
         overlay = Overlay(self.target.model, lambda base: self._trained(base, progress))
@@ -115,7 +117,8 @@ class LoraWeights:
             "seed": self.target.seed,
             "versions": versions(),
         }
-        store.save(model, self.folder, {"training.json": json.dumps(record, indent=1) + "\n"})
+        text = {"training.json": json.dumps(record, indent=1) + "\n"}
+        processes.from_main(lambda: store.save(model, self.folder, text))
         return model
 
     def _config(self, model_type: str) -> LoraConfig:
@@ -151,6 +154,7 @@ class LoraWeights:
             use_cpu=base.device.type == "cpu",
             use_cache=bool(base.config.use_cache),  # Trainer writes it into the base's configuration
             dataloader_pin_memory=False,
+            ddp_find_unused_parameters=False,
         )
 
 
@@ -162,5 +166,5 @@ class _AnswerTrainer(AdapterTrainer):
     ) -> Any:
         """Mean over rows of each answer's mean over tokens."""
         logits, labels = answer_logits(model, inputs, self.accepts)
-        loss = self.finite(response_cross_entropy(logits, labels).mean())
+        loss = self.finite(over_rows(response_cross_entropy(logits, labels), inputs.get(WEIGHTS)))
         return (loss, None) if return_outputs else loss

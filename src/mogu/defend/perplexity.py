@@ -8,11 +8,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch.nn import functional
 
+from mogu import processes
 from mogu.data.rows import Row, write_text
 from mogu.defend.base import REFUSAL, Conversation, Defense, Stopped, Target
 from mogu.defend.conversation import user_texts
@@ -76,13 +78,17 @@ class PerplexityFilter(Defense):
     def prepare(self, progress: Progress) -> None:
         """Measure the benign training instructions, or read what was measured before."""
         path = self.target.workspace / self.name / f"{self._inputs}.json"
-        if not path.is_file():
+        if not processes.from_main(path.is_file):
             progress.begin(self.name, f"perplexity: the limit from {len(self._rows)} benign instructions")
-            found = perplexities(self.target, [row.instruction for row in self._rows], self.options.window)
-            limit = float(torch.tensor(found, dtype=torch.float64).quantile(self.options.quantile))
-            write_text(path, json.dumps({"limit": limit, "rows": len(self._rows)}) + "\n")
+            limit = processes.from_main(lambda: self._measure(path))
             progress.end(f"limit {limit:.0f}")
         self._limit = float(json.loads(path.read_text(encoding="utf-8"))["limit"])
+
+    def _measure(self, path: Path) -> float:
+        found = perplexities(self.target, [row.instruction for row in self._rows], self.options.window)
+        limit = float(torch.tensor(found, dtype=torch.float64).quantile(self.options.quantile))
+        write_text(path, json.dumps({"limit": limit, "rows": len(self._rows)}) + "\n")
+        return limit
 
     def before(self, conversations: Sequence[Conversation]) -> list[Conversation | Stopped]:
         """The conversations, or a stop for each with a user's turn above the limit."""

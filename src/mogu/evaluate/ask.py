@@ -2,6 +2,7 @@
 
 The batches follow from the prompts alone, and a batch is written as one line when it is done. A run that goes on asks
 the batches that are missing, in the same company and, when sampling, from the same seed: it ends in the same answers.
+So do several processes (:mod:`mogu.processes`), among which the batches are dealt.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from typing import Any
 
 import torch
 
+from mogu import processes
 from mogu.chat import prompt_ids
-from mogu.data.rows import resume_jsonl
+from mogu.data.parts import joined, own_part
 from mogu.defend import Pipeline, Reply
 from mogu.errors import ConfigError, DataError
 from mogu.evaluate.cost import Cost, measured, total
@@ -112,30 +114,34 @@ class Workbook:
         return len(self.suite.rows) * len(sampling.runs)
 
     def read(self) -> Asked:
-        """The answers so far."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        records = resume_jsonl(self.folder / ANSWERS_FILE, self.header)
+        """The answers so far, of all processes."""
+        records = joined(self.folder / ANSWERS_FILE, self.header)
         replies = {(r["seed"], index): Reply(*reply) for r in records for index, *reply in r["rows"]}
         return Asked(replies, total(r["cost"] for r in records))
 
     def fill(self, pipeline: Pipeline, new_tokens: int, sampling: Sampling, progress: Callable[[int], None]) -> Asked:
         """Ask what is missing; ``progress`` learns how many answers are done after every batch."""
-        found = dict(self.read().replies)
+        found = self.read().replies
+        done, size = len(found), pipeline.target.batch_size
         order = _like_length(pipeline, self.suite)
-        size = pipeline.target.batch_size
-        with (self.folder / ANSWERS_FILE).open("a", encoding="utf-8") as file:
-            for seed in sampling.runs:
-                for start in range(0, len(order), size):
-                    todo = [index for index in order[start : start + size] if (seed, index) not in found]
-                    if not todo:
-                        continue
-                    replies, cost = self._batch(pipeline, todo, new_tokens, seed, start, sampling)
-                    rows = [[i, r.answer, r.stopped_by, r.reason] for i, r in zip(todo, replies, strict=True)]
-                    file.write(json.dumps({"seed": seed, "rows": rows, "cost": asdict(cost)}) + "\n")
-                    file.flush()
-                    found.update({(seed, i): r for i, r in zip(todo, replies, strict=True)})
-                    progress(len(found))
-        return self.read()
+        missing: list[tuple[int | None, int, list[int]]] = []
+        for seed in sampling.runs:
+            for start in range(0, len(order), size):
+                if todo := [index for index in order[start : start + size] if (seed, index) not in found]:
+                    missing.append((seed, start, todo))
+        with own_part(self.folder / ANSWERS_FILE).open("a", encoding="utf-8") as file:
+            for seed, start, todo in processes.share(missing):
+                replies, cost = self._batch(pipeline, todo, new_tokens, seed, start, sampling)
+                rows = [[i, r.answer, r.stopped_by, r.reason] for i, r in zip(todo, replies, strict=True)]
+                file.write(json.dumps({"seed": seed, "rows": rows, "cost": asdict(cost)}) + "\n")
+                file.flush()
+                done += len(todo) * processes.count()  # the others are about as far
+                progress(min(done, self.count(sampling)))
+        processes.wait()
+        asked = self.read()
+        if not processes.is_main():
+            own_part(self.folder / ANSWERS_FILE).unlink()
+        return asked
 
     def _batch(
         self, pipeline: Pipeline, todo: Sequence[int], new_tokens: int, seed: int | None, start: int, sampling: Sampling

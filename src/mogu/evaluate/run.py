@@ -1,6 +1,7 @@
 """Several defences on several suites: ask, judge, count, report; killed at any moment, it goes on to the same files.
 
 What costs time is kept under ``OUT/work`` batch by batch; everything else is computed from there at every run's end.
+Of several processes all answer, and the main one measures, judges and writes.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from mogu import processes
 from mogu.data.rows import read_jsonl, write_jsonl, write_text
 from mogu.defend import Defense, Pipeline, Target
 from mogu.errors import ConfigError, DataError
@@ -80,6 +82,7 @@ def evaluate(
         DataError: ``out`` holds an evaluation of other prompts or settings.
         ConfigError: Two defences or suites of one name, or none.
     """
+    processes.need_whole("an evaluation")
     evaluation = _Evaluation(pipelines, suites, Path(out), dict(settings), options or Options(), progress or Progress())
     return evaluation.run()
 
@@ -165,20 +168,26 @@ class _Evaluation:
 
     def run(self) -> dict[str, Any]:
         """Everything, from the answers to the reports."""
-        self._begin()
+        processes.from_main(self._begin)
         books: dict[str, dict[str, Workbook]] = {}
         for pipeline in self.pipelines:  # all of them first: what is wrong shows before hours are spent
             pipeline.prepare(self.progress)
             books[pipeline.name] = {suite.name: self._book(pipeline, suite) for suite in self.suites}
             for book in books[pipeline.name].values():
-                book.check(self.options.fresh)
+                processes.from_main(partial(book.check, self.options.fresh))
         defenses = {pipeline.name: pipeline.settings() for pipeline in self.pipelines}
         answers: _Answers = {}
         first_tokens: dict[str, float | None] = {}
         for pipeline in self.pipelines:
             asked = self._ask(pipeline, books[pipeline.name])
             answers |= {(pipeline.name, name): one for name, one in asked.items()}
-            first_tokens[pipeline.name] = self._first_token(pipeline)
+            first_tokens[pipeline.name] = processes.from_main(partial(self._first_token, pipeline))
+        return processes.from_main(partial(self._conclude, defenses, answers, first_tokens))
+
+    def _conclude(
+        self, defenses: Mapping[str, Any], answers: _Answers, first_tokens: Mapping[str, float | None]
+    ) -> dict[str, Any]:
+        """What is computed from the answers, written too."""
         measures = Measures(self.pipelines, self.suites, self.out / WORK, self.progress)
         limits = measures.perplexities(answers) if self.options.measures else None
         rows = {key: self._judge(key, answers[key], limits) for key in answers}

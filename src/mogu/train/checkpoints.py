@@ -20,7 +20,8 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_N
 
 from mogu.errors import TrainingError
 
-RNG_NAME = "rng_state.pth"
+RNG_NAMES = "rng_state*.pth"
+"""One of each process."""
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -70,7 +71,10 @@ def _is_whole(checkpoint: Path) -> bool:
     try:
         json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
         load_file(checkpoint / SAFETENSORS_WEIGHTS_NAME)
-        for name in (OPTIMIZER_NAME, SCHEDULER_NAME, RNG_NAME):
+        states = [path.name for path in checkpoint.glob(RNG_NAMES)]
+        if not states:
+            return False
+        for name in (OPTIMIZER_NAME, SCHEDULER_NAME, *states):
             with zipfile.ZipFile(checkpoint / name) as archive:  # which is what torch.save writes
                 if archive.testzip() is not None:
                     return False

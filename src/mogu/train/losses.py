@@ -30,7 +30,12 @@ def response_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.
     return losses.sum(dim=1) / (labels != IGNORED).sum(dim=1).clamp(min=1)
 
 
-def ratio_loss(wanted: torch.Tensor, unwanted: torch.Tensor) -> torch.Tensor:
+def over_rows(each: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
+    """Mean of ``each`` (rows,), or its sum weighed by ``weights`` (rows,): a process's share of the mean of a step."""
+    return each.mean() if weights is None else (each * weights).sum()
+
+
+def ratio_loss(wanted: torch.Tensor, unwanted: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
     """Published responder loss, mean over pairs of CE(wanted) / CE(unwanted).
 
     Unbounded: an unwanted answer that the base finds very likely (small denominator) dominates its batch.
@@ -38,11 +43,14 @@ def ratio_loss(wanted: torch.Tensor, unwanted: torch.Tensor) -> torch.Tensor:
     Args:
         wanted: (pairs,) cross-entropies of the answers to learn.
         unwanted: (pairs,) cross-entropies of the answers to unlearn.
+        weights: (pairs,), as for :func:`over_rows`.
     """
-    return (wanted / unwanted).mean()
+    return over_rows(wanted / unwanted, weights)
 
 
-def log_ratio_loss(wanted: torch.Tensor, unwanted: torch.Tensor, floor: float, cap: float) -> torch.Tensor:
+def log_ratio_loss(
+    wanted: torch.Tensor, unwanted: torch.Tensor, floor: float, cap: float, weights: torch.Tensor | None = None
+) -> torch.Tensor:
     """log CE(wanted) - log CE(unwanted), with both cross-entropies bounded; mean over pairs (ours).
 
     Every pair pulls with the same strength, whatever its scale.
@@ -52,8 +60,9 @@ def log_ratio_loss(wanted: torch.Tensor, unwanted: torch.Tensor, floor: float, c
         unwanted: (pairs,) cross-entropies of the answers to unlearn.
         floor: Least value that either counts as, so that nothing is divided by almost zero.
         cap: Greatest value that the unwanted one counts as: unlearning further only breaks the text.
+        weights: (pairs,), as for :func:`over_rows`.
     """
-    return (wanted.clamp(min=floor).log() - unwanted.clamp(min=floor, max=cap).log()).mean()
+    return over_rows(wanted.clamp(min=floor).log() - unwanted.clamp(min=floor, max=cap).log(), weights)
 
 
 def router_penalty(
@@ -62,6 +71,7 @@ def router_penalty(
     malicious: torch.Tensor,
     mask: torch.Tensor,
     kind: str = "squared",
+    weights: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """How far the router weights are from their targets: unwill from t and glad from 1 - t, t = 1 for malicious rows.
 
@@ -73,6 +83,7 @@ def router_penalty(
         malicious: (rows,) bool.
         mask: (rows, tokens), true on real tokens; padding never counts.
         kind: ``"squared"`` or ``"l1"``.
+        weights: (rows,), as for :func:`over_rows`.
 
     Returns:
         Scalar: mean over rows of the means over layers and that row's real tokens, both responders added.
@@ -81,4 +92,4 @@ def router_penalty(
     differences = (unwill - target, glad - (1 - target))
     each = sum(d.abs() if kind == "l1" else d.square() for d in differences).mean(dim=0)  # type: ignore[union-attr]
     mask = mask.to(each.dtype)
-    return ((each * mask).sum(dim=1) / mask.sum(dim=1)).mean()
+    return over_rows((each * mask).sum(dim=1) / mask.sum(dim=1), weights)

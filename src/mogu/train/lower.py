@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from mogu import processes
 from mogu.adapter.model import decoder_layers, mogu_layers
 from mogu.data.rows import Row
 from mogu.train.packing import PADDING, REFUSED_MASK
@@ -84,8 +85,10 @@ class LowerStates:
         first = mogu_layers(model)[0][0]
         self.below = decoder_layers(model)[:first]
         size = ends[-1] * self.width
-        _reserve(file, size * dtype.itemsize)
-        _reserve(file.with_name(file.name + ".known"), len(lengths))
+        if processes.is_first_here():  # the processes of one machine share the files
+            _reserve(file, size * dtype.itemsize)
+            _reserve(file.with_name(file.name + ".known"), len(lengths))
+        processes.wait()
         self.states = torch.from_file(str(file), shared=True, size=size, dtype=dtype).view(-1, self.width)
         known = file.with_name(file.name + ".known")
         self.known = torch.from_file(str(known), shared=True, size=len(lengths), dtype=torch.uint8)
@@ -203,7 +206,8 @@ def lower_states(model: Any, collate: Collate, rows: Sequence[Row], file: Path, 
     trial = collate([rows[by_length[0]], rows[by_length[-1]]])
     trial = {name: tensor.to(model.device) for name, tensor in trial.items()}
     below = decoder_layers(model)[: mogu_layers(model)[0][0]]
-    if (like := _found_alike(model, below, trial, forward)) is None:
+    like = _found_alike(model, below, trial, forward)
+    if not all(processes.gather(like is not None)) or like is None:
         return None
     parts = zip(*lengths, strict=True)
     return LowerStates(model, [length for part in parts for length in part], file, like)

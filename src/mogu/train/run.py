@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import TrainerCallback, set_seed
 
+from mogu import processes
 from mogu.adapter import store
 from mogu.adapter.config import MoguConfig, Stage
 from mogu.adapter.model import active_config, fold_routers, mogu_layers, set_shift, set_stage
@@ -53,6 +54,8 @@ from mogu.train.selection import (
     left_out,
     responder_rows,
 )
+from mogu.train.sharding import shard_base
+from mogu.train.shares import share_of
 from mogu.train.track import reporters, trackers
 from mogu.train.trainers import (
     JsonlLog,
@@ -103,6 +106,8 @@ def train(
 ) -> Trained:
     """Train a MoGU adapter and write it to ``OUT/adapter``.
 
+    Several processes (:mod:`mogu.processes`) train as one would; ``out`` must be a folder that all of them see.
+
     Args:
         base: The base model; it is wrapped in place.
         tokenizer: Its tokenizer.
@@ -117,9 +122,12 @@ def train(
 
     Raises:
         TrainingError: A class is missing in the data, a row is longer than the base's context, no gradients pass
-            through a quantized base, the loss is no longer finite, or the disk is full.
+            through a quantized base, the loss is no longer finite, the disk is full, or a step cannot be divided among
+            the processes.
     """
     check_data(base.config, tokenizer, rows, recipe)
+    for part in (recipe.glad, recipe.unwill, recipe.routers):
+        share_of(part.batch_size, part.accumulation)
     with storage(Path(out)):
         run = Run(base, tokenizer, rows, recipe, Path(out), model_name, batch_size, progress or Progress())
         run.track = trackers(None) if track is None else track
@@ -163,6 +171,8 @@ class Run:
         self.precision = [str(base.dtype), quantization_of(base) or False]
         set_seed(recipe.seed)
         self.model = get_peft_model(base, self._config(base), autocast_adapter_dtype=True)
+        if processes.sharded():
+            shard_base(self.model)
         self.ask = Respondent(self.model, tokenizer, recipe.template, batch_size)
 
     def _config(self, base: PreTrainedModel) -> MoguConfig:
@@ -182,10 +192,10 @@ class Run:
     def all_stages(self) -> Trained:
         """Train what is not finished, stage after stage, and save the adapter."""
         self.stages.mkdir(parents=True, exist_ok=True)
-        write_text(self.out / RECIPE_FILE, self.recipe.to_yaml())
+        processes.from_main(lambda: write_text(self.out / RECIPE_FILE, self.recipe.to_yaml()))
         selection = dict(self.learn())
         selection["balance"] = [asdict(b) for b in self._balance(_hash([self.done, asdict(self.recipe.balance)]))]
-        self._clear_leftovers()
+        processes.from_main(self._clear_leftovers)
         return Trained(self.model, self._save(selection), selection)
 
     def learn(self) -> Iterator[tuple[str, list[dict[str, Any]]]]:
@@ -207,7 +217,8 @@ class Run:
         if routers is None:
             routers = [asdict(c) for c in self._routers(done)]
             self._finish("routers", done, routers)
-            shutil.rmtree(self.place("routers", done, "work"), ignore_errors=True)
+            if processes.is_main():
+                shutil.rmtree(self.place("routers", done, "work"), ignore_errors=True)
         self.done = done
         yield "routers", routers
 
@@ -256,7 +267,7 @@ class Run:
         self._load(others)
         checks = [dataclasses.replace(c, chosen=c is best) for c in checks]
         self._finish(stage, inputs, [asdict(c) for c in checks])
-        if not self.shared:
+        if processes.is_main() and not self.shared:
             shutil.rmtree(folder)
         return checks
 
@@ -287,13 +298,15 @@ class Run:
         compute = self.recipe.compute
         if not compute.keep_lower or compute.torch_compile or len({row.id for row in rows}) < len(rows):
             return
+        if processes.sharded():  # all processes gather a layer's weights together, so none may skip it alone
+            return
         collate = trainer.data_collator
-        trainer.lower = lower_states(self.model, collate, rows, folder / "lower.states", forward)
+        trainer.lower = lower_states(self.model, collate, rows, folder / f"lower{processes.machine()}.states", forward)
         if trainer.lower is not None:
             trainer.data_collator = Numbered(collate, {row.id: number for number, row in enumerate(rows)})
 
     def _run_trainer(self, trainer: Any, folder: Path, watch: CheckpointWatch | None) -> None:
-        last = keep_whole(folder)
+        last = processes.from_main(lambda: keep_whole(folder))
         if last is not None:
             over = step_of(last) >= trainer.args.max_steps  # or Trainer would take one more step
             if over or (watch is not None and not watch.knows(step_of(last))):
@@ -327,7 +340,7 @@ class Run:
         return [
             JsonlLog(self.out / LOG_FILE, stage),
             StepProgress(self.progress.update),
-            *reporters(self.track, self.out, stage),
+            *(reporters(self.track, self.out, stage) if processes.is_main() else ()),
         ]
 
     # --- routers ---
@@ -353,6 +366,8 @@ class Run:
                 states=recipe.fit_states,
                 progress=self.progress.update,
             )
+            # Layer after layer, nothing of a fit can be shared: all fit the same, and the main one's numbers count.
+            self._load(processes.from_main(self._tensors))
             self.progress.end(f"{len(mogu_layers(self.model))} layers")
         if recipe.epochs == 0:
             return []
@@ -413,7 +428,7 @@ class Run:
     def _watch_start(self, watch: RouterWatch, file: Path) -> None:
         """What the routers do before the first step, once: training that makes nothing better is not taken."""
         if not watch.knows(0):
-            save_tensors(self._tensors(), file)
+            processes.from_main(lambda: save_tensors(self._tensors(), file))
             watch.catch_up(0)
 
     # --- balance ---
@@ -445,7 +460,7 @@ class Run:
             f"{chosen.benign_refused:.0%} of benign, {chosen.borderline_refused:.0%} of borderline validation prompts"
         )
         self._finish("balance", inputs, [asdict(t) for t in trials])
-        (self.stages / "balance.part.json").unlink(missing_ok=True)
+        processes.from_main(lambda: (self.stages / "balance.part.json").unlink(missing_ok=True))
         return trials
 
     # --- what is kept ---
@@ -471,7 +486,7 @@ class Run:
             "README.md": model_card(self.recipe, record),
         }
         self.model.eval()
-        return store.save(self.model, self.out / "adapter", files)
+        return processes.from_main(lambda: store.save(self.model, self.out / "adapter", files))
 
     def _finished(self, stage: str, inputs: str) -> list[dict[str, Any]] | None:
         """The report of a finished stage with the same inputs, its tensors loaded; else ``None``."""
@@ -487,6 +502,9 @@ class Run:
             return None
 
     def _finish(self, stage: str, inputs: str, report: list[dict[str, Any]]) -> None:
+        processes.from_main(lambda: self._write(stage, inputs, report))
+
+    def _write(self, stage: str, inputs: str, report: list[dict[str, Any]]) -> None:
         record = self.place(stage, inputs, "json")
         if stage in _TRAINED:
             # Without the record of other inputs first, an interruption between the files would match it with these.
@@ -518,13 +536,16 @@ class Run:
 
     def _work_folder(self, stage: str, inputs: str) -> Path:
         """Folder of Trainer's checkpoints, emptied if it belongs to other inputs."""
-        folder = self.place(stage, inputs, "work")
-        marker = folder / "inputs"
-        if not marker.is_file() or marker.read_text() != inputs:
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
-            marker.write_text(inputs)
-        return folder
+        return processes.from_main(lambda: _emptied(self.place(stage, inputs, "work"), inputs))
+
+
+def _emptied(folder: Path, inputs: str) -> Path:
+    marker = folder / "inputs"
+    if not marker.is_file() or marker.read_text() != inputs:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        marker.write_text(inputs)
+    return folder
 
 
 def _hash(value: Any) -> str:

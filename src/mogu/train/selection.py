@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from mogu import processes
 from mogu.adapter.config import Stage
 from mogu.adapter.model import active_config, set_shift
 from mogu.data.rows import Row
 from mogu.errors import TrainingError
 from mogu.judge import label_response
 from mogu.recipe import BalanceRecipe
-from mogu.respond import as_text, response_ids
+from mogu.respond import as_text, response_ids, share_of
 from mogu.routing import weights_after_prompt
 from mogu.statistics import auroc
 
@@ -115,21 +116,33 @@ class Respondent:
         return [answer for (answer,) in self.beginnings(rows, [new_tokens])]
 
     def beginnings(self, rows: Sequence[Row], lengths: Sequence[int]) -> list[list[str]]:
-        """The model's greedy answer to each row, cut at each of ``lengths`` (tokens)."""
+        """The model's greedy answer to each row, cut at each of ``lengths`` (tokens).
+
+        Of several processes each asks for its share; where the base is spread over them, all must ask for all.
+        """
+        size, mine = self.batch_size, list(range(len(rows)))
+        prompts = [row.instruction for row in rows]
+        if processes.count() > 1 and not processes.sharded():
+            size = min(size, -(-len(rows) // processes.count()) or 1)
+            mine = share_of(self.tokenizer, prompts, size, self.template)
         was_training = self.model.training
         self.model.eval()
-        found: list[list[str]] = [[] for _ in rows]
+        found: dict[int, list[str]] = {}
         for index, new in response_ids(
             self.model,
             self.tokenizer,
-            [row.instruction for row in rows],
+            [prompts[index] for index in mine],
             max_new_tokens=max(lengths),
-            batch_size=self.batch_size,
+            batch_size=size,
             template=self.template,
         ):
-            found[index] = [as_text(self.tokenizer, new[:length]) for length in lengths]
+            found[mine[index]] = [as_text(self.tokenizer, new[:length]) for length in lengths]
         self.model.train(was_training)
-        return found
+        if processes.sharded():
+            found = processes.gather(found)[0]
+        else:
+            found = {index: answers for part in processes.gather(found) for index, answers in part.items()}
+        return [found[index] for index in range(len(rows))]
 
     def weights(self, rows: Sequence[Row]) -> tuple[torch.Tensor, torch.Tensor]:
         """The routers' weights for each row (:func:`mogu.routing.weights_after_prompt`)."""

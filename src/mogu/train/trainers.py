@@ -15,14 +15,16 @@ import torch
 from torch import nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from mogu import processes
 from mogu.adapter.model import recorded_weights
 from mogu.data.rows import Row
 from mogu.errors import DivergedError, TrainingError
 from mogu.recipe import ComputeRecipe, ResponderRecipe, RouterRecipe
 from mogu.train.batches import answer_logits
-from mogu.train.losses import log_ratio_loss, ratio_loss, response_cross_entropy, router_penalty
+from mogu.train.losses import log_ratio_loss, over_rows, ratio_loss, response_cross_entropy, router_penalty
 from mogu.train.lower import LowerStates
 from mogu.train.packing import pair_cross_entropy
+from mogu.train.shares import WEIGHTS, Share, StepSampler, loader_of_share, share_of
 
 LOG_RATIO_FLOOR = 0.05
 LOG_RATIO_CAP = 4.0
@@ -30,10 +32,20 @@ LOG_RATIO_CAP = 4.0
 
 
 class AdapterTrainer(Trainer):
-    """What all of our trainers share: saves only the adapter, and averages over accumulated batches itself."""
+    """What all of our trainers share: saves only the adapter, and averages over accumulated batches itself.
+
+    Batch size and accumulation in ``args`` are those of one process. Several share every step, so that they train as
+    one would (:mod:`mogu.train.shares`).
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._share = _divided(kwargs["args"])
         super().__init__(*args, **kwargs)
+        if processes.count() > 1:
+            # What no gradient is averaged of: not sent around at the start of each stage, and perhaps sharded.
+            frozen = [name for name, tensor in _tensors(self.model) if not tensor.requires_grad]
+            nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self.model, frozen)
+            self.add_callback(_OwnDraws())
         # peft's forward takes **kwargs, from which Trainer concludes that the loss is already normalised.
         self.model_accepts_loss_kwargs = False
         self.remove_callback(PrinterCallback)  # which prints every log entry when there is no progress bar
@@ -59,6 +71,12 @@ class AdapterTrainer(Trainer):
             return super()._get_train_sampler(train_dataset)
         together = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         return StepSampler(lengths, together, self.args.seed)
+
+    def get_train_dataloader(self) -> Any:
+        """As Trainer's; of several processes, the batches that fall to this one."""
+        if self._share.count == 1:
+            return super().get_train_dataloader()
+        return loader_of_share(self.train_dataset, self.data_collator, self._share, self.args.seed)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         if not all(torch.isfinite(p).all() for p in self.model.parameters() if p.requires_grad):
@@ -94,6 +112,28 @@ def forward_parameters(model: Any) -> frozenset[str]:
     return frozenset(inspect.signature(model.get_base_model().forward).parameters)
 
 
+def _divided(args: TrainingArguments) -> Share:
+    """Make the settings of one process those of this one among several; returns what falls to it."""
+    share = share_of(args.per_device_train_batch_size, args.gradient_accumulation_steps)
+    args.per_device_train_batch_size, args.gradient_accumulation_steps = share.part, share.parts
+    if args.n_gpu > 1:  # or one process would copy the model to all devices, and take as many more rows at a time
+        args._n_gpu = 1
+    return share
+
+
+def _tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    yield from model.named_parameters()
+    yield from model.named_buffers()
+
+
+class _OwnDraws(TrainerCallback):
+    """Lets each process draw its own dropout: Trainer seeds all of them alike, and their rows differ."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Before the state of an interrupted run is restored."""
+        torch.manual_seed(args.seed + processes.rank())
+
+
 class _NoGraphBelow(TrainerCallback):
     """Lets autograd end at the lowest layer that is trained.
 
@@ -120,9 +160,9 @@ class ResponderTrainer(AdapterTrainer):
         with self.skipping(inputs):
             wanted, unwanted = pair_cross_entropy(model, inputs, self.accepts)
         if self.recipe.loss == "ratio":
-            loss = ratio_loss(wanted, unwanted)
+            loss = ratio_loss(wanted, unwanted, inputs.get(WEIGHTS))
         else:
-            loss = log_ratio_loss(wanted, unwanted, LOG_RATIO_FLOOR, LOG_RATIO_CAP)
+            loss = log_ratio_loss(wanted, unwanted, LOG_RATIO_FLOOR, LOG_RATIO_CAP, inputs.get(WEIGHTS))
         return (self.finite(loss), None) if return_outputs else self.finite(loss)
 
 
@@ -140,9 +180,17 @@ class RouterTrainer(AdapterTrainer):
         with recorded_weights(model) as weights, self.skipping(inputs):
             logits, labels = answer_logits(model, inputs, self.accepts)
             unwill, glad = weights()
-        loss = response_cross_entropy(logits, labels).mean() + self.recipe.penalty_weight * router_penalty(
-            unwill.float(), glad.float(), inputs["malicious"], inputs["attention_mask"], self.recipe.penalty
+        weights_of_rows = inputs.get(WEIGHTS)
+        penalty = router_penalty(
+            unwill.float(),
+            glad.float(),
+            inputs["malicious"],
+            inputs["attention_mask"],
+            self.recipe.penalty,
+            weights_of_rows,
         )
+        answers = over_rows(response_cross_entropy(logits, labels), weights_of_rows)
+        loss = answers + self.recipe.penalty_weight * penalty
         return (self.finite(loss), None) if return_outputs else self.finite(loss)
 
 
@@ -212,6 +260,7 @@ def training_arguments(
         disable_tqdm=quiet,
         use_cpu=use_cpu,
         dataloader_pin_memory=False,
+        ddp_find_unused_parameters=False,
         bf16=compute.bf16,
         torch_compile=compute.torch_compile,
         gradient_checkpointing=compute.gradient_checkpointing,
@@ -255,28 +304,3 @@ class RowDataset(torch.utils.data.Dataset[Row]):
 
     def __getitem__(self, index: int) -> Row:
         return self.rows[index]
-
-
-class StepSampler(torch.utils.data.Sampler[int]):
-    """A new random order in each epoch, in which the rows of one optimizer step lie sorted by length, longest first.
-
-    Which rows share a step is left to chance: sorting changes their padding, not the gradient of the step.
-    """
-
-    def __init__(self, lengths: Sequence[int], per_step: int, seed: int) -> None:
-        """Of rows of these ``lengths``, ``per_step`` at a time; the same ``seed`` gives the same order."""
-        self.lengths, self.per_step, self.seed = lengths, per_step, seed
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Trainer says which epoch begins, also after an interruption."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        order = torch.randperm(len(self.lengths), generator=generator).tolist()
-        for start in range(0, len(order), self.per_step):
-            yield from sorted(order[start : start + self.per_step], key=lambda index: (-self.lengths[index], index))

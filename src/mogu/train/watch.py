@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from mogu import processes
 from mogu.adapter.config import Stage
 from mogu.data.rows import Row, read_jsonl, write_jsonl
 from mogu.recipe import ResponderRecipe
@@ -53,8 +54,8 @@ class CheckpointWatch(TrainerCallback):
     def catch_up(self, step: int) -> bool:
         """Check the model unless it was before an interruption; True if training may stop."""
         if not self.knows(step):
-            new = self.look(step * self.per_step)
-            write_jsonl(self.log, [asdict(check) for check in (*self.checks, new)])
+            new = self.look(step * self.per_step)  # all processes look, and the main one's opinion counts
+            processes.from_main(lambda: write_jsonl(self.log, [asdict(check) for check in (*self.checks, new)]))
         return any(self.enough(check) for check in self.checks)
 
     def look(self, pairs: int) -> Any:
