@@ -19,6 +19,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer, _get_in_out_features
 from torch import nn
 
 from mogu.adapter.config import MoguConfig, Stage
+from mogu.adapter.fused import Fused, fuse
 from mogu.adapter.router import FactoredRouter, FoldedRouter
 from mogu.errors import AdapterError
 
@@ -72,6 +73,8 @@ class MoguLinear(nn.Module, MoguLayer):
         self.recording = False
         self.override: tuple[torch.Tensor, torch.Tensor] | None = None
         """Unwill and glad weights to use instead of the routers', while these are being fitted."""
+        self.fused: Fused | None = None
+        """Set while an answer is decoded (:func:`mogu.adapter.model.fused`)."""
         self.update_layer(adapter_name, config)
 
     def update_layer(self, adapter_name: str, config: MoguConfig) -> None:
@@ -126,6 +129,16 @@ class MoguLinear(nn.Module, MoguLayer):
         glad = torch.sigmoid(self.mogu_glad_router[name](x) - shift)
         return unwill, glad
 
+    def fuse(self) -> Fused | None:
+        """The active adapter in few operations, as its parameters are now; ``None`` where it is not routed."""
+        name = next(iter(self.active_adapters), None)
+        if name is None or self.mogu_stage.get(name) != "routed":
+            return None
+        unwill = (self.mogu_unwill_A[name], self.mogu_unwill_B[name])
+        glad = (self.mogu_glad_A[name], self.mogu_glad_B[name])
+        probes = [routers[name].probe() for routers in (self.mogu_unwill_router, self.mogu_glad_router)]
+        return fuse((unwill, glad), probes, self.mogu_scaling[name], self.mogu_shift[name], self.base_layer)
+
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Projection of x (..., d_in) to (..., d_out), in the base's dtype."""
         result = self.base_layer(x, *args, **kwargs)
@@ -135,12 +148,23 @@ class MoguLinear(nn.Module, MoguLayer):
         stage = self.mogu_stage[name]
         if stage != "routed":
             return result + self._responder(stage, name, x, self.mogu_dropout[name]).to(result.dtype)
+        if self.fused is not None and self._may_use(self.fused, name, x):
+            result, logits = self.fused(x, result)
+            if self.recording:
+                unwill, glad = torch.sigmoid(logits + self.fused.offset).unbind(-1)
+                self.recorded = (unwill, glad)
+            return result
         unwill, glad = self.router_weights(x) if self.override is None else self.override
         if self.recording:
             self.recorded = (unwill, glad)
         unwill, glad = unwill.unsqueeze(-1), glad.unsqueeze(-1)
         delta = unwill * self._responder("unwill", name, x) + glad * self._responder("glad", name, x)
         return result * (unwill + glad).to(result.dtype) + delta.to(result.dtype)
+
+    def _may_use(self, fused: Fused, name: str, x: torch.Tensor) -> bool:
+        """False where numbers have changed since, or where gradients or autocast need the operations one by one."""
+        unchanged = self.override is None and fused.shift == self.mogu_shift[name]
+        return unchanged and not torch.is_grad_enabled() and not torch.is_autocast_enabled(x.device.type)
 
     def _responder(self, responder: str, name: str, x: torch.Tensor, dropout: float = 0.0) -> torch.Tensor:
         """s · B A x of one responder, (..., d_out), in the adapter's dtype."""

@@ -70,7 +70,7 @@ class MoguModel(BaseTuner):
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """``GenerationMixin.generate``: routed for the first m new tokens, then plain (see :mod:`mogu.decode`)."""
-        layer = next((m for _, m in mogu_layers(self.model)), None)
+        layer = next((m for m in self.model.modules() if isinstance(m, MoguLinear)), None)
         name = next(iter(self.active_adapters), None)
         if layer is None or name is None or layer.disable_adapters or layer.mogu_stage.get(name) != "routed":
             if shared := kwargs.pop("shared_prefix", 0):
@@ -173,6 +173,23 @@ def plain_base(model: nn.Module) -> Iterator[None]:
     finally:
         for layer, was in zip(layers, before, strict=True):
             layer._disable_adapters = was
+
+
+@contextmanager
+def fused(model: nn.Module) -> Iterator[None]:
+    """Routed projections in few operations inside (:mod:`mogu.adapter.fused`).
+
+    They answer with their parameters as these are on entering: do not write to parameters inside. A new shift is seen.
+    """
+    layers = [layer for _, layer in mogu_layers(model)]
+    before = [layer.fused for layer in layers]
+    try:
+        for layer in layers:
+            layer.fused = layer.fuse()
+        yield
+    finally:
+        for layer, was in zip(layers, before, strict=True):
+            layer.fused = was
 
 
 @contextmanager
