@@ -1,6 +1,6 @@
-"""A routed projection in few operations, for decoding: one product for all that reads x, one that writes into W x.
+"""Routed projections in few operations, for decoding: one product for all that reads x, one that writes into W x.
 
-With s the LoRA scale and w, b the probes of the two routers,
+With s the LoRA scale, w and b the probes of the two routers, and δ the shift,
 
     [h_u | h_g | l_u | l_g] = [A_u; A_g; w_u; w_g] x + [0; 0; b_u; b_g]        u = σ(l_u + δ), g = σ(l_g - δ)
     y = (u + g) · W x + [u · h_u | g · h_g] [s B_u | s B_g]ᵀ
@@ -11,14 +11,29 @@ makes them when an answer begins and drops them when it ends.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-Pair = tuple[torch.Tensor, torch.Tensor]
+
+class Numbers(NamedTuple):
+    """Of one projection; pairs are of unwill and of glad."""
+
+    a: tuple[torch.Tensor, torch.Tensor]
+    """(r, d_in)."""
+    b: tuple[torch.Tensor, torch.Tensor]
+    """(d_out, r)."""
+    probe: tuple[torch.Tensor, torch.Tensor]
+    """w (d_in,)."""
+    probe_bias: tuple[torch.Tensor, torch.Tensor]
+    """b (1,)."""
+    scale: float
+    """s."""
 
 
 @dataclass
@@ -26,59 +41,81 @@ class Fused:
     """Both responders and both folded routers of one projection; unwill comes first everywhere."""
 
     read: torch.Tensor
-    """(2r + 2, d_in): both A, then both probes."""
+    """(d_in, 2r + 2): both A, then both probes."""
     bias: torch.Tensor
     """(2r + 2,): zeros, then the probes' biases."""
     write: torch.Tensor
-    """(2r, d_out): both B, transposed and scaled."""
-    shift: float
+    """(2r, d_out): both B, scaled."""
+    adapter: str = ""
+    """Its name."""
+    shift: float = 0.0
     """δ."""
-    in_place: bool
+    in_place: bool = False
     """Whether the base's output may be written to."""
 
     def __post_init__(self) -> None:
-        self.offset = self.read.new_tensor([self.shift, -self.shift])
+        self.rank = len(self.write) // 2
+        self.offset = self.read.new_tensor([self.shift, -self.shift]) if self.shift else None
 
     def __call__(self, x: torch.Tensor, base: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The routed projection of x (..., d_in), given ``base`` = W x (..., d_out), which may be overwritten.
 
         Returns:
-            y (..., d_out) in the dtype of ``base``; the routers' logits before the shift, (..., 2).
+            y (..., d_out) in the dtype of ``base``; the routers' logits before the shift, (tokens, 2).
         """
-        hidden = nn.functional.linear(x.to(self.read.dtype), self.read, self.bias)
-        states, logits = hidden[..., :-2], hidden[..., -2:]
-        weights = torch.sigmoid(logits + self.offset if self.shift else logits)
-        mixed = (states.unflatten(-1, (2, -1)) * weights.unsqueeze(-1)).flatten(-2)
-        total = weights.sum(dim=-1, keepdim=True).to(base.dtype)
-        y = base.mul_(total) if self.in_place else base * total
-        if y.dtype == mixed.dtype and y.is_contiguous():
-            y.view(-1, y.shape[-1]).addmm_(mixed.view(-1, mixed.shape[-1]), self.write)
+        both = 2 * self.rank
+        hidden = torch.addmm(self.bias, x.reshape(-1, len(self.read)).to(self.read.dtype), self.read)
+        states, logits = hidden.narrow(1, 0, both), hidden.narrow(1, both, 2)
+        weights = torch.sigmoid(logits if self.offset is None else logits + self.offset)
+        mixed = (states.view(-1, 2, self.rank) * weights.unsqueeze(2)).view(-1, both)
+        total = weights.sum(1, keepdim=True).to(base.dtype)
+        y = base.reshape(len(total), -1)
+        y = y.mul_(total) if self.in_place and base.is_contiguous() else y * total
+        if y.dtype == mixed.dtype:
+            y.addmm_(mixed, self.write)
         else:
             y += (mixed @ self.write).to(y.dtype)
-        return y, logits
+        return y.view(base.shape), logits
 
 
-def fuse(responders: Sequence[Pair], probes: Sequence[Pair], scale: float, shift: float, base: nn.Module) -> Fused | None:
-    """Copies of a projection's numbers, side by side; ``None`` where they are not at hand (offloaded, sharded).
+def fuse(projections: Sequence[Numbers]) -> list[Fused | None]:
+    """Copies of the numbers, side by side; ``None`` where they are not at hand (offloaded, sharded).
 
-    Args:
-        responders: A (r, d_in) and B (d_out, r), of unwill and of glad.
-        probes: w (d_in,) and b (1,), of unwill and of glad.
-        scale: s.
-        shift: δ.
-        base: The frozen projection.
+    Projections of one shape are copied together, as an answer of a small model begins sooner so.
     """
-    tensors = [tensor for pair in (*responders, *probes) for tensor in pair]
-    if any(t.device != tensors[0].device or t.dtype != tensors[0].dtype or not t.numel() or t.is_meta for t in tensors):
-        return None
+    alike = defaultdict(list)
+    for index, numbers in enumerate(projections):
+        alike[_kind(numbers)].append(index)
+    made: list[Fused | None] = [None] * len(projections)
     with torch.no_grad():
-        read = torch.cat([*(a for a, _ in responders), *(w[None] for w, _ in probes)])
-        bias = torch.cat([read.new_zeros(len(read) - len(probes)), *(b for _, b in probes)])
-        write = torch.cat([b.T for _, b in responders]) * scale
-    return Fused(read, bias, write, shift, _puts_out_its_own(base))
+        for kind, indices in alike.items():
+            if kind is not None:
+                for index, one in zip(indices, _together([projections[index] for index in indices]), strict=True):
+                    made[index] = one
+    return made
 
 
-def _puts_out_its_own(base: nn.Module) -> bool:
-    """True for a projection whose output nobody else holds."""
+def _kind(numbers: Numbers) -> tuple[object, ...] | None:
+    tensors = [*numbers.a, *numbers.b, *numbers.probe, *numbers.probe_bias]
+    first = tensors[0]
+    if any(t.device != first.device or t.dtype != first.dtype or t.is_meta or not t.numel() for t in tensors):
+        return None
+    return (first.shape, numbers.b[0].shape, first.device, first.dtype, numbers.scale)
+
+
+def _together(projections: Sequence[Numbers]) -> list[Fused]:
+    count, (rank, d_in), d_out = len(projections), projections[0].a[0].shape, len(projections[0].b[0])
+    read = projections[0].a[0].new_empty(count, 2 * rank + 2, d_in)
+    read[:, : 2 * rank] = torch.cat([a for one in projections for a in one.a]).view(count, -1, d_in)
+    read[:, 2 * rank :] = torch.stack([w for one in projections for w in one.probe]).view(count, 2, d_in)
+    bias = read.new_zeros(count, 2 * rank + 2)
+    bias[:, 2 * rank :] = torch.cat([b for one in projections for b in one.probe_bias]).view(count, 2)
+    b = torch.stack([b for one in projections for b in one.b]).view(count, 2, d_out, rank)
+    write = (b * projections[0].scale).transpose(2, 3).reshape(count, 2 * rank, d_out)
+    return [Fused(*parts) for parts in zip(read.transpose(1, 2), bias, write, strict=True)]
+
+
+def puts_out_its_own(base: nn.Module) -> bool:
+    """True for a projection whose output nobody else holds: it may be written to."""
     watched = base._forward_hooks or base._forward_pre_hooks or "forward" in vars(base)
     return type(base) in (nn.Linear, Conv1D) and not watched and not torch.nn.modules.module._global_forward_hooks

@@ -143,7 +143,7 @@ def changes_nothing(model: PreTrainedModel, first: int) -> bool:
     """Whether a re-read from layer ``first`` up is the same as a whole one, tried once for each model."""
     found, key = _alike.setdefault(model, {}), (first, model.dtype)
     if key not in found:
-        with torch.no_grad(), plain_base(model):
+        with torch.no_grad():
             found[key] = _tried(model, first)
     return found[key]
 
@@ -162,13 +162,14 @@ def _tried(model: PreTrainedModel, first: int) -> bool:
 
     try:
         cache = DynamicCache(config=config)
-        whole = torch.cat([read(prompt, cache), read(following, cache)])
+        with plain_base(model):
+            whole = torch.cat([read(prompt, cache), read(following, cache)])
         with head.watched():
-            read(prompt[:, :-1], head.cache)
+            read(prompt[:, :-1], head.cache)  # routed, as a head is
         kept, cache = head.keep(prompt, {"attention_mask": torch.ones_like(prompt)}), DynamicCache(config=config)
         if kept is None:
             return False
-        with kept.reread(cache):
+        with plain_base(model), kept.reread(cache):
             short = torch.cat([read(prompt, cache), read(following, cache)])
     except torch.OutOfMemoryError:
         raise
