@@ -135,9 +135,9 @@ class MoguLinear(nn.Module, MoguLayer):
         name = next(iter(self.active_adapters), None)
         if name is None or self.mogu_stage.get(name) != "routed" or self.override is not None:
             return None
-        (unwill, unwill_bias), (glad, glad_bias) = (
-            routers[name].probe() for routers in (self.mogu_unwill_router, self.mogu_glad_router)
-        )
+        unwill_router: Any = self.mogu_unwill_router[name]
+        glad_router: Any = self.mogu_glad_router[name]
+        (unwill, unwill_bias), (glad, glad_bias) = unwill_router.probe(), glad_router.probe()
         return Numbers(
             (self.mogu_unwill_A[name], self.mogu_glad_A[name]),
             (self.mogu_unwill_B[name], self.mogu_glad_B[name]),

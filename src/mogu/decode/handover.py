@@ -196,7 +196,7 @@ class _Run:
         cache, kept = self.model_kwargs.get("past_key_values"), None
         if self.lower is not None and changes_nothing(self.model, len(self.lower.below)):
             kept = self.lower.keep(sequences, kwargs)
-        if type(cache) is DynamicCache:
+        if isinstance(cache, DynamicCache):
             cache.layers.clear()  # transformers' generate holds on to the cache until the end
         return kept
 

@@ -132,7 +132,9 @@ def watch_head(
     """For a head whose lower layers may be kept; ``None`` where all has to be read again."""
     cache, layers = model_kwargs.get("past_key_values"), mogu_layers(model)
     shown = config.return_dict_in_generate and (config.output_attentions or config.output_hidden_states)
-    if type(cache) is not DynamicCache or cache.offloading or not layers or layers[0][0] == 0 or shown:
+    if not isinstance(cache, DynamicCache) or type(cache) is not DynamicCache or cache.offloading:
+        return None
+    if not layers or layers[0][0] == 0 or shown:
         return None
     if not model_kwargs.get("use_cache", True) or config.prefill_chunk_size is not None or synced_gpus:
         return None
