@@ -21,8 +21,13 @@ WORTHWHILE = 8
 """Tokens; a shorter prefix is not worth a forward of its own."""
 _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}
 _ROUGH_TOLERANCE = 2e-2
-"""By which next-token logits may differ, relative to the largest, between reading a prefix once and for each row."""
-_REFUSED = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, NotImplementedError)
+REFUSED = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, NotImplementedError)
+"""What a model raises that does not take what it is tried on."""
+
+
+def tolerance(dtype: torch.dtype) -> float:
+    """By which next-token logits may differ, relative to the largest, between two ways to compute the same."""
+    return _TOLERANCE.get(dtype, _ROUGH_TOLERANCE)
 
 
 def template_prefix(tokenizer: PreTrainedTokenizerBase, template: str | None) -> list[int]:
@@ -92,10 +97,9 @@ def shares(
             once = model(**inputs, past_key_values=cache, use_cache=True).logits[:, -1].float()
     except torch.OutOfMemoryError:
         raise
-    except _REFUSED:
+    except REFUSED:
         return False
-    tolerance = _TOLERANCE.get(model.dtype, _ROUGH_TOLERANCE)
-    return bool((plain - once).abs().max() <= tolerance * plain.abs().max())
+    return bool((plain - once).abs().max() <= tolerance(model.dtype) * plain.abs().max())
 
 
 def _placed(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-import pytest
-import torch
-from torch.testing import assert_close
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from mogu.decode.contrast import contrast
+import pytest
+import tiny
+import torch
+from torch import nn
+from torch.testing import assert_close
+from transformers import LogitsProcessorList
+
+from mogu.decode.contrast import ContrastProcessor, contrast
 
 
 def formula(base: torch.Tensor, expert: torch.Tensor, alpha: float, common: int) -> list[float]:
@@ -44,3 +51,55 @@ def test_where_nothing_is_left_the_expert_decides() -> None:
 def test_more_common_tokens_than_the_vocabulary_has_are_all() -> None:
     found = contrast(torch.zeros(1, 3), torch.zeros(1, 3), 3.0, 5)
     assert_close(found, torch.full((1, 3), 1 / 3))
+
+
+NEW, TOKENS = 8, 3
+PROMPTS = tiny.prompts(9, 4, 7)
+PROJECTIONS = ("o_proj.weight", "attention.dense.weight", "self_attn.dense.weight", "out_proj.weight", "c_proj.weight")
+
+
+@contextmanager
+def weights_of(model: nn.Module, other: nn.Module) -> Iterator[None]:
+    """``other``'s attention output weights on ``model``."""
+    names = [name for name, _ in model.named_parameters() if name.endswith(PROJECTIONS)]
+    before = {name: model.get_parameter(name).data for name in names}
+    for name in names:
+        model.get_parameter(name).data = other.get_parameter(name).data
+    try:
+        yield
+    finally:
+        for name, data in before.items():
+            model.get_parameter(name).data = data
+
+
+@torch.no_grad()
+def naive(base: nn.Module, expert: nn.Module, prompt: torch.Tensor) -> list[int]:
+    """Both models read the whole sequence at every step."""
+    tokens = prompt
+    for step in range(NEW):
+        logits = base(input_ids=tokens).logits[0, -1]
+        if step < TOKENS:
+            row = formula(logits, expert(input_ids=tokens).logits[0, -1], 3.0, 5)
+            chosen = max(range(len(row)), key=lambda token: row[token])
+        else:
+            chosen = int(logits.argmax())
+        tokens = torch.cat([tokens, torch.tensor([[chosen]])], dim=1)
+    return tokens[0, prompt.shape[1] :].tolist()
+
+
+@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
+def test_the_same_tokens_as_two_models_without_caches(architecture: str) -> None:
+    base = tiny.base(architecture)
+    expert = copy.deepcopy(base)
+    changed = [parameter for name, parameter in expert.named_parameters() if name.endswith(PROJECTIONS)]
+    assert len(changed) >= tiny.LAYERS
+    for parameter in changed:
+        parameter.data.mul_(-1.5)
+    expected = [naive(base, expert, prompt) for prompt in PROMPTS]
+    plain = base.generate(**(inputs := tiny.left_padded(PROMPTS)), max_new_tokens=NEW, do_sample=False)[:, 9:].tolist()
+    assert expected != plain
+    processor = ContrastProcessor(base, lambda: weights_of(base, expert), inputs, tokens=TOKENS, alpha=3.0, common=5)
+    found = base.generate(
+        **inputs, max_new_tokens=NEW, do_sample=False, logits_processor=LogitsProcessorList([processor])
+    )
+    assert found[:, 9:].tolist() == expected

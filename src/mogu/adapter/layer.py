@@ -10,6 +10,7 @@ While one responder is trained or looked at alone, its weight is 1 and the other
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer, _get_in_out_features
 from torch import nn
 
 from mogu.adapter.config import MoguConfig, Stage
+from mogu.adapter.fused import Fused, Numbers, puts_out_its_own
 from mogu.adapter.router import FactoredRouter, FoldedRouter
 from mogu.errors import AdapterError
 from mogu.offload import execution_device
@@ -76,6 +78,8 @@ class MoguLinear(nn.Module, MoguLayer):
         self.recording = False
         self.override: tuple[torch.Tensor, torch.Tensor] | None = None
         """Unwill and glad weights to use instead of the routers', while these are being fitted."""
+        self.fused: Fused | None = None
+        """Set while an answer is decoded (:func:`mogu.adapter.model.fused`)."""
         self.update_layer(adapter_name, config)
 
     def update_layer(self, adapter_name: str, config: MoguConfig) -> None:
@@ -130,11 +134,42 @@ class MoguLinear(nn.Module, MoguLayer):
         glad = torch.sigmoid(self.mogu_glad_router[name](x) - shift)
         return unwill, glad
 
+    def numbers(self) -> Numbers | None:
+        """Of the active adapter, to be fused; ``None`` where it is not routed."""
+        name = next(iter(self.active_adapters), None)
+        if name is None or self.mogu_stage.get(name) != "routed" or self.override is not None:
+            return None
+        unwill_router: Any = self.mogu_unwill_router[name]
+        glad_router: Any = self.mogu_glad_router[name]
+        (unwill, unwill_bias), (glad, glad_bias) = unwill_router.probe(), glad_router.probe()
+        return Numbers(
+            (self.mogu_unwill_A[name], self.mogu_glad_A[name]),
+            (self.mogu_unwill_B[name], self.mogu_glad_B[name]),
+            (unwill, glad),
+            (unwill_bias, glad_bias),
+            self.mogu_scaling[name],
+        )
+
+    def use(self, fused: Fused | None) -> None:
+        """Route by ``fused``, made of :meth:`numbers`, from now on; ``None``: by the parameters."""
+        name = next(iter(self.active_adapters), None)
+        if fused is not None and name is not None:
+            in_place = puts_out_its_own(self.base_layer)
+            fused = dataclasses.replace(fused, adapter=name, shift=self.mogu_shift[name], in_place=in_place)
+        self.fused = fused
+
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Projection of x (..., d_in) to (..., d_out), in the base's dtype."""
         result = self.base_layer(x, *args, **kwargs)
+        if self._disable_adapters:
+            return result
+        if self.fused is not None and self._may_use(self.fused, x):
+            result, logits = self.fused(x, result)
+            if self.recording:
+                self._record_fused(self.fused, logits.view(*x.shape[:-1], 2))
+            return result
         name = next(iter(self.active_adapters), None)
-        if self.disable_adapters or name is None or name not in self.mogu_stage:
+        if name is None or name not in self.mogu_stage:
             return result
         stage = self.mogu_stage[name]
         if stage != "routed":
@@ -145,6 +180,15 @@ class MoguLinear(nn.Module, MoguLayer):
         unwill, glad = unwill.unsqueeze(-1), glad.unsqueeze(-1)
         delta = unwill * self._responder("unwill", name, x) + glad * self._responder("glad", name, x)
         return result * (unwill + glad).to(result.dtype) + delta.to(result.dtype)
+
+    def _may_use(self, fused: Fused, x: torch.Tensor) -> bool:
+        """False where numbers have changed since, or where gradients or autocast need the operations one by one."""
+        unchanged = self.override is None and fused.shift == self.mogu_shift[fused.adapter]
+        return unchanged and not torch.is_grad_enabled() and not torch.is_autocast_enabled(x.device.type)
+
+    def _record_fused(self, fused: Fused, logits: torch.Tensor) -> None:
+        weights = torch.sigmoid(logits if fused.offset is None else logits + fused.offset)
+        self.recorded = (weights[..., 0], weights[..., 1])
 
     def _responder(self, responder: str, name: str, x: torch.Tensor, dropout: float = 0.0) -> torch.Tensor:
         """s · B A x of one responder, (..., d_out), in the adapter's dtype."""

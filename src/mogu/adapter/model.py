@@ -14,6 +14,7 @@ from peft.utils import peft_types, register_peft_method
 from torch import nn
 
 from mogu.adapter.config import TARGET_MODULES, MoguConfig, Stage
+from mogu.adapter.fused import fuse
 from mogu.adapter.layer import MoguLayer, MoguLinear
 from mogu.adapter.router import FactoredRouter
 from mogu.errors import AdapterError
@@ -82,7 +83,7 @@ class MoguModel(BaseTuner):
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """``GenerationMixin.generate``: routed for the first m new tokens, then plain (see :mod:`mogu.decode`)."""
-        layer = next((m for _, m in mogu_layers(self.model)), None)
+        layer = next((m for m in self.model.modules() if isinstance(m, MoguLinear)), None)
         name = next(iter(self.active_adapters), None)
         if layer is None or name is None or layer.disable_adapters or layer.mogu_stage.get(name) != "routed":
             if shared := kwargs.pop("shared_prefix", 0):
@@ -104,8 +105,18 @@ def register() -> None:
 
 def mogu_layers(model: nn.Module) -> list[tuple[int, MoguLinear]]:
     """(decoder layer index, layer) of every routed projection of ``model``, from the first layer up."""
-    found = [(_layer_index(name), m) for name, m in model.named_modules() if isinstance(m, MoguLinear)]
+    found = [(_layer_index(path), layer) for path, layer in _walk(model)]
     return sorted(found, key=lambda pair: pair[0])
+
+
+def _walk(module: nn.Module, path: str = "") -> Iterator[tuple[str, MoguLinear]]:
+    """As ``named_modules``, but not into the layers, which have many parts: this is on the way to the first token."""
+    if isinstance(module, MoguLinear):
+        yield path, module
+        return
+    for name, child in module._modules.items():
+        if child is not None:
+            yield from _walk(child, f"{path}.{name}")
 
 
 def _layer_index(name: str) -> int:
@@ -185,6 +196,24 @@ def plain_base(model: nn.Module) -> Iterator[None]:
     finally:
         for layer, was in zip(layers, before, strict=True):
             layer._disable_adapters = was
+
+
+@contextmanager
+def fused(model: nn.Module) -> Iterator[None]:
+    """Routed projections in few operations inside (:mod:`mogu.adapter.fused`).
+
+    They answer with their parameters as these are on entering: do not write to parameters inside. A new shift is seen.
+    """
+    layers = [layer for _, layer in mogu_layers(model)]
+    before = [layer.fused for layer in layers]
+    try:
+        numbers = [(layer, found) for layer in layers if (found := layer.numbers()) is not None]
+        for (layer, _), made in zip(numbers, fuse([found for _, found in numbers]), strict=True):
+            layer.use(made)
+        yield
+    finally:
+        for layer, was in zip(layers, before, strict=True):
+            layer.fused = was
 
 
 @contextmanager

@@ -46,7 +46,9 @@ def contrast(base: torch.Tensor, expert: torch.Tensor, alpha: float, common: int
 
 def _rank(logits: torch.Tensor) -> torch.Tensor:
     """How many tokens of the row come before each one, from the likeliest down; equal ones by their id."""
-    return logits.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
+    order = logits.argsort(dim=-1, descending=True, stable=True)
+    places = torch.arange(order.shape[-1], device=order.device).expand_as(order)
+    return torch.empty_like(order).scatter_(-1, order, places)
 
 
 class ContrastProcessor(LogitsProcessor):

@@ -1,8 +1,9 @@
 """The hand-over from the routed head to the plain tail, inside one ``generate`` call.
 
-Routing changes keys and values at every position above the first routed layer, so the tail cannot use the head's cache:
-it reads prompt and head again with the plain base. transformers' own sampling loop runs twice, with the caller's
-logits processors and stopping criteria, so every option of ``generate`` means what it always means.
+Routing changes keys and values at every position above the first routed layer, so the tail cannot use the head's cache
+there: it reads prompt and head again with the plain base (:mod:`mogu.decode.reread`). transformers' own sampling loop
+runs twice, with the caller's logits processors and stopping criteria, so every option of ``generate`` means what it
+always means.
 
 The only file on transformers' private generation API (checked against transformers 5.17): ``_sample``,
 ``_prepare_cache_for_generation``, and ``custom_generate``'s habit of dropping ``streamer`` and ``synced_gpus``.
@@ -13,15 +14,17 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
+from transformers import DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 from transformers.generation import MaxLengthCriteria, StoppingCriteria, StoppingCriteriaList, StopStringCriteria
 from transformers.generation.configuration_utils import GenerationMode
 from transformers.utils import ModelOutput
 
-from mogu.adapter.model import plain_base
+from mogu.adapter.model import fused, plain_base
+from mogu.decode.reread import Kept, changes_nothing, watch_head
 from mogu.errors import GenerationError
 from mogu.prefix import can_hold, prefilled
 
@@ -151,25 +154,28 @@ class _Run:
         self.model_kwargs = model_kwargs
         self.pad = config._pad_token_tensor
         self.shared_prefix = 0
+        self.lower = watch_head(model, config, model_kwargs, synced_gpus)
 
     def head(self, input_ids: torch.Tensor, routed_tokens: int) -> tuple[Any, torch.Tensor]:
         """Routed tokens; returns the loop's output and which rows (bool) have finished for good."""
         watch = _Watch(self.stopping_criteria, input_ids, pads=self.pad is not None)
         length = min(input_ids.shape[1] + routed_tokens, self.config.max_length)
-        self._read_prefix(input_ids, self.model_kwargs)
-        output = self._sample(
-            input_ids,
-            self.logits_processor,
-            StoppingCriteriaList([watch, MaxLengthCriteria(length)]),
-            None if self.streamer is None else _OpenEnded(self.streamer),
-            self.model_kwargs,
-        )
+        with fused(self.model), nullcontext() if self.lower is None else self.lower.watched():
+            self._read_prefix(input_ids, self.model_kwargs)
+            output = self._sample(
+                input_ids,
+                self.logits_processor,
+                StoppingCriteriaList([watch, MaxLengthCriteria(length)]),
+                None if self.streamer is None else _OpenEnded(self.streamer),
+                self.model_kwargs,
+            )
         return output, watch.finished
 
     def tail(self, sequences: torch.Tensor, finished: torch.Tensor, prompt_length: int) -> Any:
         """The rest, from the plain base with a fresh cache; finished rows get padding only."""
         kwargs = {k: v for k, v in self.model_kwargs.items() if k not in ("past_key_values", "cache_params")}
         _extend(kwargs, sequences.shape[1] - prompt_length, prompt_length)
+        kept = self._leave(sequences, kwargs)
         prompts = sequences.shape[0] // self.config.num_return_sequences
         self.model._prepare_cache_for_generation(
             self.config, kwargs, self.config.get_generation_mode(), prompts, self.config.max_length - 1
@@ -178,11 +184,21 @@ class _Run:
         if bool(finished.any()):
             processors.append(_Pad(finished, 0 if self.pad is None else int(self.pad)))
         criteria.append(_Done(finished, pads=self.pad is not None))
-        with plain_base(self.model):
+        cache = kwargs.get("past_key_values")
+        with plain_base(self.model), nullcontext() if kept is None else kept.reread(cache, self.shared_prefix):
             self._read_prefix(sequences, kwargs)
             return self._sample(
                 sequences, LogitsProcessorList(processors), StoppingCriteriaList(criteria), self.streamer, kwargs
             )
+
+    def _leave(self, sequences: torch.Tensor, kwargs: dict[str, Any]) -> Kept | None:
+        """Drop the head's cache but for what the tail's re-read can use."""
+        cache, kept = self.model_kwargs.get("past_key_values"), None
+        if self.lower is not None and changes_nothing(self.model, len(self.lower.below)):
+            kept = self.lower.keep(sequences, kwargs)
+        if isinstance(cache, DynamicCache):
+            cache.layers.clear()  # transformers' generate holds on to the cache until the end
+        return kept
 
     def _read_prefix(self, input_ids: torch.Tensor, model_kwargs: dict[str, Any]) -> None:
         """Fill the empty cache with what all rows begin with."""

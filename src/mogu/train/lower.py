@@ -18,6 +18,7 @@ from torch import nn
 
 from mogu import processes
 from mogu.adapter.model import decoder_layers, mogu_layers
+from mogu.adapter.skip import Caught, caught, skipped
 from mogu.data.rows import Row
 from mogu.train.packing import PADDING, REFUSED_MASK
 
@@ -131,56 +132,6 @@ def _reserve(file: Path, size: int) -> None:
             os.posix_fallocate(opened.fileno(), 0, size)
         else:
             opened.write(bytes(size))
-
-
-@dataclass
-class Caught:
-    """What the last of the lower layers put out in a forward."""
-
-    states: torch.Tensor | None = None
-    """(lines, columns, width)."""
-    outputs: int | None = None
-    """How many things a layer returns; ``None``: the states alone, not in a tuple."""
-
-
-@contextmanager
-def caught(below: Sequence[nn.Module]) -> Iterator[Caught]:
-    """Yields what the forward inside leaves there."""
-    found = Caught()
-
-    def keep(layer: nn.Module, args: Any, output: Any) -> None:
-        alone = isinstance(output, torch.Tensor)
-        found.states = (output if alone else output[0]).detach()
-        found.outputs = None if alone else len(output)
-
-    handle = below[-1].register_forward_hook(keep)
-    try:
-        yield found
-    finally:
-        handle.remove()
-
-
-@contextmanager
-def skipped(below: Sequence[nn.Module], hidden: torch.Tensor, outputs: int | None) -> Iterator[None]:
-    """The layers ``below`` do nothing inside, and the last of them puts out ``hidden``; ``outputs`` as in Caught."""
-
-    def instead(last: bool) -> Callable[..., Any]:
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            states = hidden if last else (args[0] if args else kwargs["hidden_states"])
-            return states if outputs is None else (states, *[None] * (outputs - 1))
-
-        return forward
-
-    own = [layer.__dict__.get("forward") for layer in below]  # a layer that streams has one
-    try:
-        for index, layer in enumerate(below):
-            layer.forward = instead(index == len(below) - 1)
-        yield
-    finally:
-        for layer, forward in zip(below, own, strict=True):
-            del layer.forward  # the class's own shows again
-            if forward is not None:
-                layer.forward = forward
 
 
 def lower_states(model: Any, collate: Collate, rows: Sequence[Row], file: Path, forward: Forward) -> LowerStates | None:
