@@ -69,6 +69,8 @@ class MoguLinear(nn.Module, MoguLayer):
         self._active_adapter = adapter_name
         self.recorded: tuple[torch.Tensor, torch.Tensor] | None = None
         """Unwill and glad weights (batch, tokens) of the last forward while ``recording``."""
+        self.recorded_logits: tuple[torch.Tensor, torch.Tensor] | None = None
+        """The routers' logits of the same forward, before the shift; ``None`` while ``override`` is set."""
         self.recording = False
         self.override: tuple[torch.Tensor, torch.Tensor] | None = None
         """Unwill and glad weights to use instead of the routers', while these are being fitted."""
@@ -120,11 +122,16 @@ class MoguLinear(nn.Module, MoguLayer):
 
     def router_weights(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Unwill and glad weights in (0, 1), each of shape x.shape[:-1], of inputs (..., d_in)."""
+        return self._weights(*self.router_logits(x))
+
+    def router_logits(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Unwill and glad logits as trained, before the shift; shapes as for :meth:`router_weights`."""
         name = self.active_adapters[0]
-        shift = self.mogu_shift[name]
-        unwill = torch.sigmoid(self.mogu_unwill_router[name](x) + shift)
-        glad = torch.sigmoid(self.mogu_glad_router[name](x) - shift)
-        return unwill, glad
+        return self.mogu_unwill_router[name](x), self.mogu_glad_router[name](x)
+
+    def _weights(self, unwill: torch.Tensor, glad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        shift = self.mogu_shift[self.active_adapters[0]]
+        return torch.sigmoid(unwill + shift), torch.sigmoid(glad - shift)
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Projection of x (..., d_in) to (..., d_out), in the base's dtype."""
@@ -135,9 +142,10 @@ class MoguLinear(nn.Module, MoguLayer):
         stage = self.mogu_stage[name]
         if stage != "routed":
             return result + self._responder(stage, name, x, self.mogu_dropout[name]).to(result.dtype)
-        unwill, glad = self.router_weights(x) if self.override is None else self.override
+        logits = self.router_logits(x) if self.override is None else None
+        unwill, glad = self._weights(*logits) if logits is not None else self.override
         if self.recording:
-            self.recorded = (unwill, glad)
+            self.recorded, self.recorded_logits = (unwill, glad), logits
         unwill, glad = unwill.unsqueeze(-1), glad.unsqueeze(-1)
         delta = unwill * self._responder("unwill", name, x) + glad * self._responder("glad", name, x)
         return result * (unwill + glad).to(result.dtype) + delta.to(result.dtype)

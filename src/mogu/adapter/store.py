@@ -53,7 +53,9 @@ def load(
     base, tokenizer = load_base(model, dtype=dtype, device=device, quantize=quantize)
     if folder is None:
         return base, tokenizer
-    return attach(base, folder), tokenizer
+    model = attach(base, folder)
+    model.base_model.tokenizer = tokenizer
+    return model, tokenizer
 
 
 def attach(base: PreTrainedModel, folder: str | Path) -> PeftModel:

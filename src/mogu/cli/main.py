@@ -10,7 +10,22 @@ from typing import Annotated
 import typer
 
 from mogu import __version__
-from mogu.cli import chat, data, demo, evaluate, generate, harden, import_, judge, lm_eval, push, recipes, runs, train
+from mogu.cli import (
+    chat,
+    data,
+    demo,
+    evaluate,
+    generate,
+    harden,
+    import_,
+    inspect,
+    judge,
+    lm_eval,
+    push,
+    recipes,
+    runs,
+    train,
+)
 from mogu.cli.errors import MoguGroup
 
 app = typer.Typer(
@@ -25,6 +40,7 @@ app.command("harden")(harden.harden)
 app.command("demo")(demo.demo)
 app.command("chat")(chat.chat)
 app.command("generate")(generate.generate)
+app.command("inspect")(inspect.inspect)
 app.command("evaluate")(evaluate.evaluate)
 app.add_typer(judge.app, name="judge")
 app.command("lm-eval", context_settings=lm_eval.PASSED_ON)(lm_eval.lm_eval)

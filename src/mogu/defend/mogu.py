@@ -11,7 +11,7 @@ import torch
 
 from mogu.adapter import store
 from mogu.adapter.config import Stage
-from mogu.adapter.model import active_config, fix_weights, set_stage
+from mogu.adapter.model import active_config, fix_weights, set_shift, set_stage
 from mogu.decode import generate
 from mogu.defend.base import Defense, Target
 from mogu.defend.overlay import Overlay
@@ -26,6 +26,8 @@ class Mogu(Defense):
     summary = "responders weighed by routers for the first tokens, then the base"
     source = "Du et al. 2024, NeurIPS, arXiv:2405.14488"
     decodes = True
+    dial: ClassVar[float | None] = None
+    """Added to the adapter's shift."""
 
     def __init__(self, target: Target) -> None:
         super().__init__(target)
@@ -38,11 +40,14 @@ class Mogu(Defense):
         return Overlay(self.target.model, self._wrap)
 
     def _wrap(self, base: Any) -> Any:
-        return store.attach(base, self.folder)
+        model = store.attach(base, self.folder)
+        set_shift(model, active_config(model).shift + (self.dial or 0.0))
+        return model
 
     def settings(self) -> dict[str, Any]:
-        """Hash of the adapter, whose configuration holds m and the shift."""
-        return {"adapter": store.digest(self.folder)}
+        """Hash of the adapter, whose configuration holds m and the shift; and the dial, where one is set."""
+        dial = {} if self.dial is None else {"dial": self.dial}
+        return {"adapter": store.digest(self.folder), **dial}
 
     def prepare(self, progress: Progress) -> None:
         """Load the adapter."""
@@ -53,6 +58,16 @@ class Mogu(Defense):
         """The peft model with the adapter."""
         with self._overlay.installed() as model:
             yield model
+
+
+def at_dial(value: float) -> type[Mogu]:
+    """The defence with its dial at ``value``, by the name ``mogu@value``."""
+
+    class Dialled(Mogu):
+        name = f"{Mogu.name}@{value:g}"
+        dial = value
+
+    return Dialled
 
 
 class _Ablation(Mogu):

@@ -38,6 +38,7 @@ from mogu.train.fit import fit_routers
 from mogu.train.losses import response_cross_entropy
 from mogu.train.lower import Forward, Numbered, lower_states
 from mogu.train.packing import PackedCollator, pair_collator, pair_cross_entropy
+from mogu.train.risk import fit_risk
 from mogu.train.selection import (
     Balance,
     Checkpoint,
@@ -187,6 +188,7 @@ class Run:
         selection["routers"] = routers
         done = _hash([done, asdict(self.recipe.balance)])
         selection["balance"] = [asdict(b) for b in self._balance(done)]
+        self._calibrate(done)
         self._clear_leftovers()
         return Trained(self.model, self._save(selection), selection)
 
@@ -402,6 +404,22 @@ class Run:
         self._finish("balance", inputs, [asdict(t) for t in trials])
         (self.stages / "balance.part.json").unlink(missing_ok=True)
         return trials
+
+    # --- risk ---
+
+    def _calibrate(self, inputs: str) -> None:
+        """Fit what turns router logits into a risk, and let the hand-over be what the recipe says."""
+        found = self._finished("risk", inputs)
+        if found is None:
+            self.progress.begin("risk", "risk: calibrates the routers on validation prompts")
+            fitted = fit_risk(self.ask, self.rows)
+            found = [] if fitted is None else [fitted]
+            self._finish("risk", inputs, found)
+            self.progress.end(f"log loss {fitted['prompt']['log_loss']:.2g}" if fitted else "too few validation rows")
+        config, recipe = active_config(self.model), self.recipe.balance
+        config.risk = found[0] if found else None
+        config.handover = recipe.handover if found else "fixed"
+        config.risk_threshold = recipe.risk_threshold
 
     # --- what is kept ---
 
