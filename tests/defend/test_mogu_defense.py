@@ -124,6 +124,15 @@ def test_the_dial_is_named_and_is_a_shift(made: Any, tmp_path: Path) -> None:
     assert zero.answers(asked, max_new_tokens=NEW) == plain.answers(asked, max_new_tokens=NEW)
 
 
+def test_the_handover_is_named(made: Any) -> None:
+    one = made("mogu@all")
+    assert (one.name, one.settings()["mogu@all"]["handover"]) == ("mogu@all", "all")
+    with one.decoder.installed() as model:
+        assert model.peft_config["default"].handover == "all"
+    with made("mogu").decoder.installed() as model:
+        assert model.peft_config["default"].handover == "fixed"
+
+
 @pytest.mark.parametrize("name", ["mogu@", "mogu@high", "mogu@nan"])
 def test_a_dial_without_a_number_says_so(made: Any, name: str) -> None:
     with pytest.raises(ConfigError, match="needs a number behind the @"):

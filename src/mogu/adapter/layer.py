@@ -142,8 +142,11 @@ class MoguLinear(nn.Module, MoguLayer):
         stage = self.mogu_stage[name]
         if stage != "routed":
             return result + self._responder(stage, name, x, self.mogu_dropout[name]).to(result.dtype)
-        logits = self.router_logits(x) if self.override is None else None
-        unwill, glad = self._weights(*logits) if logits is not None else self.override
+        if self.override is None:
+            logits = self.router_logits(x)
+            unwill, glad = self._weights(*logits)
+        else:
+            logits, (unwill, glad) = None, self.override
         if self.recording:
             self.recorded, self.recorded_logits = (unwill, glad), logits
         unwill, glad = unwill.unsqueeze(-1), glad.unsqueeze(-1)

@@ -53,9 +53,9 @@ def load(
     base, tokenizer = load_base(model, dtype=dtype, device=device, quantize=quantize)
     if folder is None:
         return base, tokenizer
-    model = attach(base, folder)
-    model.base_model.tokenizer = tokenizer
-    return model, tokenizer
+    routed = attach(base, folder)
+    routed.base_model.tokenizer = tokenizer
+    return routed, tokenizer
 
 
 def attach(base: PreTrainedModel, folder: str | Path) -> PeftModel:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 
 from mogu.adapter import store
-from mogu.adapter.config import Stage
+from mogu.adapter.config import Handover, Stage
 from mogu.adapter.model import active_config, fix_weights, set_shift, set_stage
 from mogu.decode import generate
 from mogu.defend.base import Defense, Target
@@ -28,6 +28,8 @@ class Mogu(Defense):
     decodes = True
     dial: ClassVar[float | None] = None
     """Added to the adapter's shift."""
+    handover: ClassVar[Handover | None] = None
+    """When the base takes over; ``None``: as the adapter says."""
 
     def __init__(self, target: Target) -> None:
         super().__init__(target)
@@ -41,13 +43,18 @@ class Mogu(Defense):
 
     def _wrap(self, base: Any) -> Any:
         model = store.attach(base, self.folder)
-        set_shift(model, active_config(model).shift + (self.dial or 0.0))
+        config = active_config(model)
+        set_shift(model, config.shift + (self.dial or 0.0))
+        config.handover = self.handover or config.handover
         return model
 
     def settings(self) -> dict[str, Any]:
-        """Hash of the adapter, whose configuration holds m and the shift; and the dial, where one is set."""
-        dial = {} if self.dial is None else {"dial": self.dial}
-        return {"adapter": store.digest(self.folder), **dial}
+        """Hash of the adapter, whose configuration holds m and the shift; and what differs from it."""
+        given = {"dial": self.dial, "handover": self.handover}
+        return {
+            "adapter": store.digest(self.folder),
+            **{name: value for name, value in given.items() if value is not None},
+        }
 
     def prepare(self, progress: Progress) -> None:
         """Load the adapter."""
@@ -68,6 +75,16 @@ def at_dial(value: float) -> type[Mogu]:
         dial = value
 
     return Dialled
+
+
+def at_handover(value: Handover) -> type[Mogu]:
+    """The defence with another hand-over, by the name ``mogu@value``."""
+
+    class HandedOver(Mogu):
+        name = f"{Mogu.name}@{value}"
+        handover = value
+
+    return HandedOver
 
 
 class _Ablation(Mogu):

@@ -35,7 +35,7 @@ def defense_names() -> list[str]:
 
 
 def defense_class(name: str) -> type[Defense]:
-    """The class behind a name; ``mogu@2`` is MoGU with its safety dial at 2.
+    """The class behind a name; ``mogu@2`` is MoGU with its dial at 2, ``mogu@all`` with that hand-over.
 
     Raises:
         ConfigError: No such defence, or another package's does not load.
@@ -46,7 +46,7 @@ def defense_class(name: str) -> type[Defense]:
         return found
     foreign = _foreign()
     if name.startswith("mogu@"):
-        return _at_dial(name)
+        return _mogu_at(name)
     if name not in foreign:
         raise ConfigError(f"no defence {name!r}; choose from {', '.join(defense_names())}")
     try:
@@ -58,15 +58,19 @@ def defense_class(name: str) -> type[Defense]:
     return loaded
 
 
-def _at_dial(name: str) -> type[Defense]:
-    from mogu.defend.mogu import at_dial
+def _mogu_at(name: str) -> type[Defense]:
+    from mogu.adapter.config import HANDOVERS
+    from mogu.defend.mogu import at_dial, at_handover
 
+    setting = name.partition("@")[2]
+    if setting in HANDOVERS:
+        return at_handover(setting)  # type: ignore[arg-type]
     try:
-        value = float(name.partition("@")[2])
+        value = float(setting)
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise ConfigError(f"the defence {name!r} needs a number behind the @, the dial: mogu@-2")
+        raise ConfigError(f"the defence {name!r} needs a number behind the @, the dial, or {', '.join(HANDOVERS)}")
     return at_dial(value)
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     pass
 
 FOLDS = 5
-RIDGES = (1e-3, 1e-2, 1e-1, 1.0)
+RIDGES = (1e-2, 1e-1, 1.0)
 ANSWERED_ROWS = 32
 """Validation rows of each kind whose answers are read."""
 ANSWER_TOKENS = 20
@@ -99,7 +99,9 @@ def _read(ask: Respondent, ids: Sequence[Sequence[int]], counts: Sequence[int]) 
         positions = (batch["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)
         with torch.inference_mode(), recorded_logits(ask.model) as logits:
             ask.model(**batch, position_ids=positions, use_cache=False, logits_to_keep=1)
-            each = margins(logits()).cpu()
+            recorded = logits()
+            assert recorded is not None
+            each = margins(recorded).cpu()
         for index, row in zip(indices, each, strict=True):
             found[index] = row[-counts[index] :].clone()
     return found

@@ -418,7 +418,7 @@ class Run:
             self.progress.end(f"log loss {fitted['prompt']['log_loss']:.2g}" if fitted else "too few validation rows")
         config, recipe = active_config(self.model), self.recipe.balance
         config.risk = found[0] if found else None
-        config.handover = recipe.handover if found else "fixed"
+        config.handover = recipe.handover if found else "fixed"  # type: ignore[assignment]
         config.risk_threshold = recipe.risk_threshold
 
     # --- what is kept ---
