@@ -131,6 +131,7 @@ def test_the_handover_is_named(made: Any) -> None:
         assert model.peft_config["default"].handover == "all"
     with made("mogu").decoder.installed() as model:
         assert model.peft_config["default"].handover == "fixed"
+    assert [made(name).decoder.hands_over for name in ("mogu@all", "mogu", "glad-only")] == ["all", "fixed", "fixed"]
 
 
 @pytest.mark.parametrize("name", ["mogu@", "mogu@high", "mogu@nan"])

@@ -60,6 +60,11 @@ class Mogu(Defense):
         """Load the adapter."""
         _ = self._overlay
 
+    @property
+    def hands_over(self) -> Handover:
+        """When the base takes over."""
+        return active_config(self._overlay.model).handover
+
     @contextmanager
     def installed(self) -> Iterator[Any]:
         """The peft model with the adapter."""
@@ -89,6 +94,11 @@ def at_handover(value: Handover) -> type[Mogu]:
 
 class _Ablation(Mogu):
     """Decodes the first m tokens with something else than the routers' weights."""
+
+    @property
+    def hands_over(self) -> Handover:
+        """After m tokens: without routers there is no risk."""
+        return "fixed"
 
     def decode(self, model: Any, inputs: dict[str, torch.Tensor], **options: Any) -> torch.Tensor:
         """The adapter as it is for the first m tokens, then the plain base."""
