@@ -55,7 +55,10 @@ def _routers(found: Mapping[str, Any]) -> str:
                 f"{found['layers'][best]}"
             )
     if (error := found.get("calibration_error")) is not None:
-        lines.append(f"Expected calibration error of the mean unwill weight: {error:.2f}")
+        what = "risk" if found.get("calibrated") else "mean unwill weight"
+        lines.append(f"Expected calibration error of the {what}: {error:.3f}")
+        if (separation := found.get("risk_auroc")) is not None:
+            lines.append(f"AUROC of the {what}, harmful against harmless prompts: {separation:.3f}")
     return "".join(f"- {_escaped(line)}\n" for line in lines)
 
 

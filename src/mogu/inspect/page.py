@@ -113,7 +113,7 @@ def _maps(reading: Reading) -> Element:
             class_="soft",
         ),
         *maps,
-        element("output", "–", id="readout", aria_live="polite"),
+        element("output", "Nothing is chosen yet.", id="readout", aria_live="polite"),
     )
 
 
