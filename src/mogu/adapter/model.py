@@ -259,7 +259,9 @@ def recorded_logits(model: nn.Module) -> Iterator[Callable[[], torch.Tensor | No
         pairs = [layer.recorded_logits for layer in layers]
         if not pairs or any(pair is None for pair in pairs):
             return None
-        return torch.stack([torch.stack([p[i] for p in pairs if p is not None]) for i in (0, 1)])
+        known = [pair for pair in pairs if pair is not None]
+        device = known[0][0].device  # layers of one model may lie on several
+        return torch.stack([torch.stack([pair[i].to(device) for pair in known]) for i in (0, 1)])
 
     with _recording(layers):
         yield stacked

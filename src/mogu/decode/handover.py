@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -186,7 +187,8 @@ class _Run:
         length = min(input_ids.shape[1] + routed_tokens, self.config.max_length)
         adaptive = handover == "risk"
         stops = [caller] if handover != "fixed" else [caller, MaxLengthCriteria(length)]
-        with recorded_logits(self.model) as logits:
+        asked = adaptive or (calibration is not None and self.config.return_dict_in_generate)
+        with recorded_logits(self.model) if asked else nullcontext(lambda: None) as logits:
             watch = HeadWatch(
                 logits, lambda: caller.finished, calibration, routed_tokens if adaptive else None, threshold
             )
