@@ -130,7 +130,7 @@ def test_an_interrupted_run_ends_in_the_same_summary(
     again = small.Interrupts()
     assert timeless(run(sources, tmp_path, progress=again)) == timeless(whole[1])
     if step in ("glad", "routers"):
-        order = ["model", "data", "glad", "unwill", "routers", "balance", "evaluate base", "evaluate mogu"]
+        order = ["model", "data", "glad", "unwill", "routers", "balance", "risk", "evaluate base", "evaluate mogu"]
         assert again.began == ["model", "data", *order[order.index(step) :]]
 
 

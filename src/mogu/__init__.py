@@ -18,11 +18,12 @@ from mogu._peft_hook import register_with_peft
 if TYPE_CHECKING:
     from mogu.adapter.config import MoguConfig
     from mogu.adapter.store import load
+    from mogu.decode.inspect import risk
 
 __version__ = "0.1.0"
-__all__ = ["MoguConfig", "__version__", "load"]
+__all__ = ["MoguConfig", "__version__", "load", "risk"]
 
-_LAZY = {"MoguConfig": "mogu.adapter.config", "load": "mogu.adapter.store"}
+_LAZY = {"MoguConfig": "mogu.adapter.config", "load": "mogu.adapter.store", "risk": "mogu.decode.inspect"}
 
 register_with_peft()
 

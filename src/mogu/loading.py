@@ -97,7 +97,10 @@ def load_run(
         raise
     if routed_tokens is not None:
         active_config(model).routed_tokens = routed_tokens
-    return Loaded(model, tokenizer, name, on, template or _template(folder))
+    template = template or _template(folder)
+    if on is not None:
+        model.base_model.template = template
+    return Loaded(model, tokenizer, name, on, template)
 
 
 def _template(folder: Path | None) -> str | None:

@@ -152,6 +152,10 @@ class BalanceRecipe:
     """Most that δ may add to the refusal rate on benign prompts, over the mildest δ tried."""
     borderline_refused: float = 0.25
     """The same for borderline prompts."""
+    handover: str = "fixed"
+    """When the plain base takes over: after m tokens (``fixed``, published), at low ``risk``, never (``all``)."""
+    risk_threshold: float = 0.5
+    """Risk above which the hand-over by risk waits."""
 
 
 @dataclass(frozen=True)
@@ -239,6 +243,7 @@ _CHOICES = {
     "fit_tokens": ("weighted", "equal", "prompt", "template"),
     "fit_states": ("routed", "base"),
     "select": ("last", "validation"),
+    "handover": ("fixed", "risk", "all"),
     "template": (None, *TEMPLATES),
 }
 _AT_LEAST_ONE = {
@@ -388,6 +393,8 @@ def _check(recipe: Recipe) -> None:
             raise ConfigError(f"recipe field {name}.epochs must be at least 1")
     if recipe.routers.rows is not None and recipe.routers.rows < 2:
         raise ConfigError("recipe field routers.rows must be at least 2: benign and malicious ones")
+    if not 0 <= recipe.balance.risk_threshold <= 1:
+        raise ConfigError(f"recipe field risk_threshold must be in [0, 1], not {recipe.balance.risk_threshold}")
     if not recipe.balance.shifts:
         raise ConfigError("recipe field balance.shifts needs at least one value")
     if recipe.routers.borderline > 1:

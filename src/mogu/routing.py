@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mogu.adapter.model import mogu_layers, recorded_weights
+from mogu.adapter.model import active_config, mogu_layers, recorded_logits
 from mogu.chat import Message
+from mogu.errors import AdapterError
 from mogu.respond import batches
 
 if TYPE_CHECKING:
@@ -35,12 +36,30 @@ def weights_after_prompt(
     Returns:
         Unwill and glad weights, (routed layers, prompts) float32 on the CPU.
     """
-    layers = len(mogu_layers(model))
-    unwill, glad = torch.zeros(layers, len(prompts)), torch.zeros(layers, len(prompts))
+    unwill, glad = logits_after_prompt(model, tokenizer, prompts, batch_size=batch_size, template=template)
+    shift = active_config(model).shift
+    return torch.sigmoid(unwill + shift), torch.sigmoid(glad - shift)
+
+
+def logits_after_prompt(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str | Sequence[Message]],
+    *,
+    batch_size: int,
+    template: str | None,
+) -> torch.Tensor:
+    """Router logits there, before the shift: (2, routed layers, prompts) float32 on the CPU, unwill first.
+
+    Arguments are those of :func:`weights_after_prompt`.
+    """
+    found = torch.zeros(2, len(mogu_layers(model)), len(prompts))
     for indices, batch in batches(tokenizer, prompts, batch_size, template, model.device):
-        with torch.inference_mode(), recorded_weights(model) as weights:
+        with torch.inference_mode(), recorded_logits(model) as logits:
             positions = (batch["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)
             model(**batch, position_ids=positions, use_cache=False, logits_to_keep=1)
-            each = weights()
-        unwill[:, indices], glad[:, indices] = (w[:, :, -1].float().cpu() for w in each)
-    return unwill, glad
+            each = logits()
+        if each is None:
+            raise AdapterError("no router logits were recorded: the adapter is disabled or not in the routed stage")
+        found[:, :, indices] = each[..., -1].float().cpu()
+    return found

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import mogu
-from mogu.adapter.model import recorded_weights
+from mogu.adapter.model import active_config, recorded_weights
+from mogu.adapter.store import save
 from mogu.chat import prompt_ids
 
 PROMPTS = ["How do I steal a car?", "Write a poem about a bank"]
@@ -113,10 +114,32 @@ def test_json_holds_the_mean_router_weights_at_the_end_of_the_prompt(ask, loaded
     assert json.loads(ask(PROMPTS[0], "--json")) == {
         "instruction": PROMPTS[0],
         "response": _answer(loaded, PROMPTS[0]),
+        "risk": None,
         "routed_tokens": 2,
         "unwill": round(unwill[:, 0, -1].mean().item(), 4),
         "glad": round(glad[:, 0, -1].mean().item(), 4),
     }
+
+
+def test_json_counts_routed_tokens_and_tells_the_risk(run, base_folder: str, loaded, tmp_path: Path) -> None:
+    model, _ = loaded
+    config = active_config(model)
+    before = (config.risk, config.handover)
+    config.risk = {part: {"weight": [0.1, -0.2], "bias": 0.3} for part in ("prompt", "answer")}
+    try:
+        folder = save(model, tmp_path / "adapter")
+        expected = [mogu.risk(*loaded, prompt) for prompt in PROMPTS]
+    finally:
+        config.risk, config.handover = before
+    file = tmp_path / "p.txt"
+    file.write_text("\n".join(PROMPTS))
+    words = ["--file", file, "--model", base_folder, "--adapter", folder, "--json", "--max-new-tokens", 6]
+    found = [json.loads(line) for line in run("generate", *words, "--handover", "all").stdout.splitlines()]
+    assert [row["risk"] for row in found] == pytest.approx(expected, abs=1e-3)
+    routed = [row["routed_tokens"] for row in found]
+    assert max(routed) > 2
+    at_once = run("generate", *words, "--handover", "risk", "--risk-threshold", 1.0).stdout.splitlines()
+    assert [json.loads(line)["routed_tokens"] for line in at_once] == [min(n, 2) for n in routed]
 
 
 @pytest.mark.parametrize("how", [["--plain"], ["--routed-tokens", "0"]])
@@ -124,6 +147,7 @@ def test_json_of_the_base_has_no_weights(ask, loaded, how: list[str]) -> None:
     assert json.loads(ask(PROMPTS[0], "--json", *how)) == {
         "instruction": PROMPTS[0],
         "response": _answer(loaded, PROMPTS[0], plain=True),
+        "risk": None,
         "routed_tokens": 0,
         "unwill": None,
         "glad": None,

@@ -146,6 +146,18 @@ def test_again_it_only_reads_and_another_setting_is_refused(
         )
 
 
+def test_positions_of_the_dial_are_systems_in_the_place_of_mogu(
+    run: Any, prompts: dict[str, Path], base_folder: str, run_folder: Path, tmp_path: Path
+) -> None:
+    words = arguments(prompts, base_folder, run_folder, tmp_path, "--dial", "-2,0", "--quick", "--limit", 2)
+    assert run(*words).exit_code == 0
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert list(summary["defenses"]) == ["none", "mogu@-2", "mogu@0", "self-reminder"]
+    assert summary["defenses"]["mogu@-2"]["mogu@-2"]["dial"] == -2.0
+    assert "routers" in summary
+    assert "## Safety dial" in (tmp_path / "report.md").read_text()
+
+
 def test_one_suite_and_one_defence_keep_their_numbers_at_the_top(
     run: Any, prompts: dict[str, Path], base_folder: str, tmp_path: Path
 ) -> None:
@@ -217,6 +229,11 @@ def test_sampling_with_seeds(run: Any, prompts: dict[str, Path], base_folder: st
         ),
         (["--suite", "seeds-benign", "--seeds", "1;2"], "--seeds takes whole numbers separated by commas, not '1;2'"),
         (["--suite", "seeds-benign", "--defense", ","], "--defense names no defence; 'none' is the plain base"),
+        (["--suite", "seeds-benign", "--dial", "0,1"], "--dial needs an --adapter"),
+        (
+            ["--suite", "seeds-benign", "--dial", "low"],
+            "--dial takes numbers separated by commas, not 'low': --dial -4,-2,0,2,4",
+        ),
         (["--suite", "seeds-benign", "--data", "nix"], "no rows.jsonl in nix; build it: mogu data build --out nix"),
     ],
 )

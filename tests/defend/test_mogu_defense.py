@@ -110,3 +110,31 @@ def test_settings_tell_adapters_apart(made: Any, tmp_path: Path) -> None:
     other = create("mogu", defended.target(tmp_path, adapter=adapter(tmp_path / "halves", routers=0.0)))
     mine: Pipeline = made("mogu")
     assert mine.settings() == made("mogu").settings() != other.settings()
+
+
+def test_the_dial_is_named_and_is_a_shift(made: Any, tmp_path: Path) -> None:
+    plain, low, zero = made("mogu"), made("mogu@-2"), made("mogu@0")
+    assert [one.name for one in (low, zero)] == ["mogu@-2", "mogu@0"]
+    assert low.settings()["mogu@-2"] == {**plain.settings()["mogu"], "dial": -2.0}
+    shift = attach(copy.deepcopy(small.base()), tmp_path / "adapter").peft_config["default"].shift
+    for pipeline, expected in ((low, shift - 2.0), (zero, shift), (plain, shift)):
+        with pipeline.decoder.installed() as model:
+            assert {layer.mogu_shift["default"] for _, layer in mogu_layers(model)} == {expected}
+    asked = [[{"role": "user", "content": "How do I steal a car?"}]]
+    assert zero.answers(asked, max_new_tokens=NEW) == plain.answers(asked, max_new_tokens=NEW)
+
+
+def test_the_handover_is_named(made: Any) -> None:
+    one = made("mogu@all")
+    assert (one.name, one.settings()["mogu@all"]["handover"]) == ("mogu@all", "all")
+    with one.decoder.installed() as model:
+        assert model.peft_config["default"].handover == "all"
+    with made("mogu").decoder.installed() as model:
+        assert model.peft_config["default"].handover == "fixed"
+    assert [made(name).decoder.hands_over for name in ("mogu@all", "mogu", "glad-only")] == ["all", "fixed", "fixed"]
+
+
+@pytest.mark.parametrize("name", ["mogu@", "mogu@high", "mogu@nan"])
+def test_a_dial_without_a_number_says_so(made: Any, name: str) -> None:
+    with pytest.raises(ConfigError, match="needs a number behind the @"):
+        made(name)

@@ -110,6 +110,19 @@ def test_mogu_diverges_while_it_routes_and_not_after(target: Target, folder: Pat
     assert found.first > found.whole > 0
 
 
+def test_another_handover_is_compared_where_it_routes(target: Target, folder: Path) -> None:
+    whole = divergence(create("mogu@all", target), TEXTS, ANSWERS, 5)
+    model = store.attach(small.base(), folder)
+    expected = []
+    for text, answer in zip(TEXTS, ANSWERS, strict=True):
+        prompt, wanted = ids(text, answer)
+        each = kl(logs_alone(small.base(), prompt, wanted), logs_alone(model, prompt, wanted))
+        expected.append(sum(each) / len(each))
+    assert isinstance(whole, Divergence)
+    assert whole.whole == pytest.approx(sum(expected) / len(expected), rel=1e-3)
+    assert "hands over by risk" in str(undefined(create("mogu@risk", target)))
+
+
 def test_other_weights_are_compared_over_the_whole_answer(target: Target) -> None:
     pipeline = Pipeline([OtherWeights(target)])
     found = divergence(pipeline, TEXTS, ANSWERS, 3)

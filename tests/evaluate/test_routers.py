@@ -11,6 +11,7 @@ import small
 import tiny
 import torch
 
+import mogu
 from mogu.adapter.model import mogu_layers
 from mogu.chat import prompt_ids
 from mogu.evaluate.routers import router_statistics
@@ -73,10 +74,24 @@ def test_router_statistics_are_those_of_each_prompt_alone(model_type: str) -> No
     for kind, counts in found["risk"].items():
         assert counts == [int(((means[kind] * 10).astype(int) == b).sum()) for b in range(10)]
     assert found["calibration_error"] == pytest.approx(calibration(means), abs=1e-4)
+    good = np.concatenate([means["benign"], means["borderline"]])
+    assert found["risk_auroc"] == pytest.approx((means["malicious"][:, None] > good[None]).mean())
+    assert found["calibrated"] is False
     assert set(found["auroc"]) == {"benign", "borderline"}
     for kind, values in found["auroc"].items():
         bad, good = alone["malicious"]["unwill"], alone[kind]["unwill"]
         assert values == pytest.approx([(b[:, None] > g[None]).mean() for b, g in zip(bad, good, strict=True)])
+
+
+def test_with_a_calibration_the_risk_is_the_calibrated_one() -> None:
+    model = tiny.adapted(small.base(), strength=0.5, shift=0.3)
+    calibration = {part: {"weight": [0.5, -1.0, 2.0], "bias": 0.1} for part in ("prompt", "answer")}
+    model.peft_config["default"].risk = calibration
+    found = router_statistics(model, small.tokenizer(), KINDS, batch_size=3, template=None)
+    assert found["calibrated"] is True
+    for kind, texts in KINDS.items():
+        risks = [mogu.risk(model, small.tokenizer(), text) for text in texts]
+        assert found["risk"][kind] == [sum(int(p * 10) == b for p in risks) for b in range(10)]
 
 
 def test_router_statistics_leave_the_model_as_it_was() -> None:

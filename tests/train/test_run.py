@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import small
+import tiny
 import torch
 from safetensors.torch import load_file
 
@@ -101,11 +102,19 @@ def test_the_record_says_what_it_was_made_of(whole: dict[str, Path], recipe: Rec
         assert [trial["shift"] for trial in trials if trial["chosen"]] == [record["shift"]]
 
 
+def test_the_risk_is_calibrated_on_validation_rows(whole: dict[str, Path]) -> None:
+    for name in whole:
+        risk = json.loads((whole[name] / "adapter" / "adapter_config.json").read_text())["risk"]
+        assert risk["prompt"]["n"] == sum(row.split == "validation" for row in ROWS)
+        assert [len(risk[position]["weight"]) for position in ("prompt", "answer")] == [tiny.LAYERS] * 2
+
+
 def test_checkpoints_are_cleaned_up_and_stages_are_kept(whole: dict[str, Path]) -> None:
     out = whole["tiny-random"]
     assert not [path for path in out.rglob("*") if "checkpoint-" in path.name or path.name.endswith((".work", ".tmp"))]
     assert {path.name for path in (out / "stages").iterdir()} == {
-        f"{stage}.{kind}" for stage in ("glad", "unwill", "routers") for kind in ("json", "safetensors")
+        "risk.json",
+        *(f"{stage}.{kind}" for stage in ("glad", "unwill", "routers") for kind in ("json", "safetensors")),
     }
 
 
@@ -183,7 +192,7 @@ def test_a_run_interrupted_between_stages_goes_on_with_the_next(tmp_path: Path, 
         run(tmp_path, FIT, Between())
     again = small.Interrupts()
     run(tmp_path, FIT, again)
-    assert again.began == ["unwill", "routers", "balance"]
+    assert again.began == ["unwill", "routers", "balance", "risk"]
     assert_same_adapter(tmp_path, whole["tiny"])
 
 
@@ -283,17 +292,17 @@ def test_a_finished_run_does_nothing_again_and_ends_in_the_same_adapter(
 def test_a_changed_recipe_does_again_only_what_depends_on_it(tmp_path: Path) -> None:
     run(tmp_path)
     assert again(tmp_path, change(FIT, "evaluation", prompts=1)) == []
-    assert again(tmp_path, change(FIT, "balance", shifts=(0.0, 2.0))) == ["balance"]
-    assert again(tmp_path, change(FIT, "routers", l2=0.1)) == ["routers", "balance"]
-    assert again(tmp_path, change(FIT, "unwill", epochs=1)) == ["unwill", "routers", "balance"]
-    assert again(tmp_path, change(FIT, "glad", epochs=1)) == ["glad", "unwill", "routers", "balance"]
-    assert again(tmp_path, change(FIT, "compute", bf16=True)) == ["glad", "unwill", "routers", "balance"]
+    assert again(tmp_path, change(FIT, "balance", shifts=(0.0, 2.0))) == ["balance", "risk"]
+    assert again(tmp_path, change(FIT, "routers", l2=0.1)) == ["routers", "balance", "risk"]
+    assert again(tmp_path, change(FIT, "unwill", epochs=1)) == ["unwill", "routers", "balance", "risk"]
+    assert again(tmp_path, change(FIT, "glad", epochs=1)) == ["glad", "unwill", "routers", "balance", "risk"]
+    assert again(tmp_path, change(FIT, "compute", bf16=True)) == ["glad", "unwill", "routers", "balance", "risk"]
 
 
 def test_changed_data_does_everything_again(tmp_path: Path) -> None:
     run(tmp_path)
     rows = [dataclasses.replace(ROWS[0], unwill="I can't do that."), *ROWS[1:]]
-    assert again(tmp_path, FIT, rows) == ["glad", "unwill", "routers", "balance"]
+    assert again(tmp_path, FIT, rows) == ["glad", "unwill", "routers", "balance", "risk"]
 
 
 def test_back_to_the_first_recipe_ends_in_the_first_adapter(tmp_path: Path, whole: dict[str, Path]) -> None:

@@ -8,13 +8,16 @@ from typing import Any, Literal, get_args
 from peft.config import PeftConfig
 from peft.utils import peft_types
 
+from mogu.adapter.risk import check_calibration
 from mogu.errors import ConfigError
 
 Stage = Literal["glad", "unwill", "routed"]
 RouterForm = Literal["factored", "folded"]
+Handover = Literal["fixed", "risk", "all"]
 
 STAGES: tuple[str, ...] = get_args(Stage)
 ROUTER_FORMS: tuple[str, ...] = get_args(RouterForm)
+HANDOVERS: tuple[str, ...] = get_args(Handover)
 
 TARGET_MODULES: dict[str, list[str]] = {
     **{
@@ -90,6 +93,16 @@ class MoguConfig(PeftConfig):
     shift: float = field(
         default=0.0, metadata={"help": "Added to the unwill router's logit and taken from the glad router's."}
     )
+    handover: Handover = field(
+        default="fixed",
+        metadata={"help": "When the plain base takes over: after m tokens, when the 'risk' is low, or never ('all')."},
+    )
+    risk_threshold: float = field(
+        default=0.5, metadata={"help": "Of the hand-over by risk: routing goes on while the risk is above it."}
+    )
+    risk: dict[str, Any] | None = field(
+        default=None, metadata={"help": "Calibration of the risk (mogu.adapter.risk); None where it was not fitted."}
+    )
     stage: Stage = field(default="routed", metadata={"help": "Which part answers and trains: glad, unwill or routed."})
     base_model: str | None = field(default=None, metadata={"help": "What the user calls the base: a name, id or path."})
     bias: str = field(default="none", metadata={"help": "Only 'none': biases of the base are never trained."})
@@ -123,6 +136,12 @@ class MoguConfig(PeftConfig):
             raise ConfigError(f"unknown stage {self.stage!r}; choose from {', '.join(STAGES)}")
         if self.router not in ROUTER_FORMS:
             raise ConfigError(f"unknown router form {self.router!r}; choose from {', '.join(ROUTER_FORMS)}")
+        if self.handover not in HANDOVERS:
+            raise ConfigError(f"unknown hand-over {self.handover!r}; choose from {', '.join(HANDOVERS)}")
+        if not 0 <= self.risk_threshold <= 1:
+            raise ConfigError(f"risk_threshold must be in [0, 1], not {self.risk_threshold!r}")
+        if self.risk is not None:
+            check_calibration(self.risk)
         for name, low in (("r", 1), ("router_width", 1), ("routed_tokens", 0)):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < low:
                 raise ConfigError(f"{name} must be an integer of at least {low}, not {getattr(self, name)!r}")

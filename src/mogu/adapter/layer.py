@@ -75,6 +75,8 @@ class MoguLinear(nn.Module, MoguLayer):
         self._active_adapter = adapter_name
         self.recorded: tuple[torch.Tensor, torch.Tensor] | None = None
         """Unwill and glad weights (batch, tokens) of the last forward while ``recording``."""
+        self.recorded_logits: tuple[torch.Tensor, torch.Tensor] | None = None
+        """The routers' logits of the same forward, before the shift; ``None`` while ``override`` is set."""
         self.recording = False
         self.override: tuple[torch.Tensor, torch.Tensor] | None = None
         """Unwill and glad weights to use instead of the routers', while these are being fitted."""
@@ -128,11 +130,16 @@ class MoguLinear(nn.Module, MoguLayer):
 
     def router_weights(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Unwill and glad weights in (0, 1), each of shape x.shape[:-1], of inputs (..., d_in)."""
+        return self._weights(*self.router_logits(x))
+
+    def router_logits(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Unwill and glad logits as trained, before the shift; shapes as for :meth:`router_weights`."""
         name = self.active_adapters[0]
-        shift = self.mogu_shift[name]
-        unwill = torch.sigmoid(self.mogu_unwill_router[name](x) + shift)
-        glad = torch.sigmoid(self.mogu_glad_router[name](x) - shift)
-        return unwill, glad
+        return self.mogu_unwill_router[name](x), self.mogu_glad_router[name](x)
+
+    def _weights(self, unwill: torch.Tensor, glad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        shift = self.mogu_shift[self.active_adapters[0]]
+        return torch.sigmoid(unwill + shift), torch.sigmoid(glad - shift)
 
     def numbers(self) -> Numbers | None:
         """Of the active adapter, to be fused; ``None`` where it is not routed."""
@@ -164,9 +171,9 @@ class MoguLinear(nn.Module, MoguLayer):
         if self._disable_adapters:
             return result
         if self.fused is not None and self._may_use(self.fused, x):
-            result, logits = self.fused(x, result)
+            result, both = self.fused(x, result)
             if self.recording:
-                self._record_fused(self.fused, logits.view(*x.shape[:-1], 2))
+                self._record_fused(self.fused, both.view(*x.shape[:-1], 2))
             return result
         name = next(iter(self.active_adapters), None)
         if name is None or name not in self.mogu_stage:
@@ -174,9 +181,13 @@ class MoguLinear(nn.Module, MoguLayer):
         stage = self.mogu_stage[name]
         if stage != "routed":
             return result + self._responder(stage, name, x, self.mogu_dropout[name]).to(result.dtype)
-        unwill, glad = self.router_weights(x) if self.override is None else self.override
+        if self.override is None:
+            logits = self.router_logits(x)
+            unwill, glad = self._weights(*logits)
+        else:
+            logits, (unwill, glad) = None, self.override
         if self.recording:
-            self.recorded = (unwill, glad)
+            self.recorded, self.recorded_logits = (unwill, glad), logits
         unwill, glad = unwill.unsqueeze(-1), glad.unsqueeze(-1)
         delta = unwill * self._responder("unwill", name, x) + glad * self._responder("glad", name, x)
         return result * (unwill + glad).to(result.dtype) + delta.to(result.dtype)
@@ -189,6 +200,7 @@ class MoguLinear(nn.Module, MoguLayer):
     def _record_fused(self, fused: Fused, logits: torch.Tensor) -> None:
         weights = torch.sigmoid(logits if fused.offset is None else logits + fused.offset)
         self.recorded = (weights[..., 0], weights[..., 1])
+        self.recorded_logits = (logits[..., 0], logits[..., 1])
 
     def _responder(self, responder: str, name: str, x: torch.Tensor, dropout: float = 0.0) -> torch.Tensor:
         """s · B A x of one responder, (..., d_out), in the adapter's dtype."""

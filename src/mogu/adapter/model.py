@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,6 +22,9 @@ from mogu.errors import AdapterError
 from mogu.offload import execution_device
 from mogu.prefix import prefilled
 
+_ROUTING = ("routed_tokens", "handover", "risk_threshold")
+"""Options of ``generate`` that mean nothing where nothing is routed."""
+
 
 class MoguModel(BaseTuner):
     """Puts responders and routers on the attention output projections of a causal language model."""
@@ -31,6 +35,12 @@ class MoguModel(BaseTuner):
 
     decoder: Callable[..., Any] | None = None
     """How ``generate`` decodes while routing; :mod:`mogu.decode` sets it on import."""
+
+    reader: Callable[..., float] | None = None
+    """How :meth:`risk` is read; set likewise."""
+    tokenizer: Any = None
+    """Of the base, where :func:`mogu.load` made the model; with the template that the adapter was trained with."""
+    template: str | None = None
 
     def _prepare_adapter_config(self, peft_config: MoguConfig, model_config: dict[str, Any]) -> MoguConfig:
         if peft_config.target_modules is None:
@@ -81,11 +91,19 @@ class MoguModel(BaseTuner):
     takes_shared_prefix = True
     """``generate`` takes ``shared_prefix``: so many tokens with which all prompts begin (:mod:`mogu.prefix`)."""
 
-    def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """``GenerationMixin.generate``: routed for the first m new tokens, then plain (see :mod:`mogu.decode`)."""
+    def generate(self, *args: Any, dial: float = 0.0, **kwargs: Any) -> Any:
+        """``GenerationMixin.generate``: routed for the first m new tokens, then plain (see :mod:`mogu.decode`).
+
+        ``dial`` is added to the adapter's shift for this call: above 0 safer, below 0 more compliant, 0 as trained.
+        """
+        with dialled(self, dial):
+            return self._generate(*args, **kwargs)
+
+    def _generate(self, *args: Any, **kwargs: Any) -> Any:
         layer = next((m for m in self.model.modules() if isinstance(m, MoguLinear)), None)
         name = next(iter(self.active_adapters), None)
         if layer is None or name is None or layer.disable_adapters or layer.mogu_stage.get(name) != "routed":
+            kwargs = {key: value for key, value in kwargs.items() if key not in _ROUTING}
             if shared := kwargs.pop("shared_prefix", 0):
                 ids = kwargs["input_ids"]
                 kwargs["past_key_values"] = prefilled(self.model, ids[:1, :shared], len(ids))
@@ -94,7 +112,19 @@ class MoguModel(BaseTuner):
         if decoder is None:
             raise AdapterError("routed decoding is not loaded; import mogu before generating")
         config = self.peft_config[name]
-        return decoder(self.model, *args, **{"routed_tokens": config.routed_tokens, **kwargs})
+        trained = {name: getattr(config, name) for name in ("routed_tokens", "handover", "risk_threshold")}
+        return decoder(self.model, *args, calibration=config.risk, **{**trained, **kwargs})
+
+    def risk(self, messages: Any, tokenizer: Any = None, *, template: str | None = None) -> float:
+        """Calibrated probability that a conversation, or a bare instruction, asks for harm (:func:`mogu.risk`).
+
+        ``tokenizer`` may be left out of a model that :func:`mogu.load` made.
+        """
+        reader, tokenizer = type(self).reader, tokenizer or self.tokenizer
+        if reader is None or tokenizer is None:
+            raise AdapterError("risk needs the tokenizer; pass it, or load the model with mogu.load")
+        found: float = reader(self, tokenizer, messages, template=template or self.template)
+        return found
 
 
 def register() -> None:
@@ -144,7 +174,8 @@ def active_config(model: nn.Module) -> MoguConfig:
     Raises:
         AdapterError: The model carries no MoGU adapter.
     """
-    config = getattr(model, "peft_config", {}).get(getattr(model, "active_adapter", None))
+    name = getattr(model, "active_adapter", None)
+    config = getattr(model, "peft_config", {}).get(name[0] if isinstance(name, list) else name)
     if not isinstance(config, MoguConfig):
         raise AdapterError("the model carries no active MoGU adapter; load one with mogu.load(model, adapter=DIR)")
     return config
@@ -165,6 +196,27 @@ def set_shift(model: nn.Module, shift: float) -> None:
     config.shift = float(shift)
     for _, layer in mogu_layers(model):
         layer.mogu_shift[name] = float(shift)
+
+
+@contextmanager
+def dialled(model: nn.Module, dial: float) -> Iterator[None]:
+    """Inside, ``dial`` is added to the shift of every adapter; 0 changes nothing.
+
+    Raises:
+        AdapterError: ``dial`` is not a finite number.
+    """
+    if not math.isfinite(dial):
+        raise AdapterError(f"the dial must be a finite number, not {dial}")
+    layers = [layer for _, layer in mogu_layers(model)] if dial else []
+    before = [dict(layer.mogu_shift) for layer in layers]
+    for layer in layers:
+        for name in layer.mogu_shift:
+            layer.mogu_shift[name] += float(dial)
+    try:
+        yield
+    finally:
+        for layer, was in zip(layers, before, strict=True):
+            layer.mogu_shift.update(was)
 
 
 def fix_weights(model: nn.Module, unwill: float, glad: float) -> None:
@@ -224,8 +276,6 @@ def recorded_weights(model: nn.Module) -> Iterator[Callable[[], tuple[torch.Tens
         A function that stacks them: unwill and glad, each (routed layers, batch, tokens), gradients attached.
     """
     layers = [layer for _, layer in mogu_layers(model)]
-    for layer in layers:
-        layer.recording, layer.recorded = True, None
 
     def stacked() -> tuple[torch.Tensor, torch.Tensor]:
         pairs = [layer.recorded for layer in layers if layer.recorded is not None]
@@ -233,8 +283,37 @@ def recorded_weights(model: nn.Module) -> Iterator[Callable[[], tuple[torch.Tens
             raise AdapterError("no router weights were recorded: the adapter is disabled or not in the routed stage")
         return torch.stack([u for u, _ in pairs]), torch.stack([g for _, g in pairs])
 
-    try:
+    with _recording(layers):
         yield stacked
+
+
+@contextmanager
+def recorded_logits(model: nn.Module) -> Iterator[Callable[[], torch.Tensor | None]]:
+    """Keep the router logits of the last forward inside, as they are before the shift.
+
+    Yields:
+        A function that stacks them: (2, routed layers, batch, tokens), unwill first; ``None`` where nothing was routed.
+    """
+    layers = [layer for _, layer in mogu_layers(model)]
+
+    def stacked() -> torch.Tensor | None:
+        pairs = [layer.recorded_logits for layer in layers]
+        if not pairs or any(pair is None for pair in pairs):
+            return None
+        known = [pair for pair in pairs if pair is not None]
+        device = known[0][0].device  # layers of one model may lie on several
+        return torch.stack([torch.stack([pair[i].to(device) for pair in known]) for i in (0, 1)])
+
+    with _recording(layers):
+        yield stacked
+
+
+@contextmanager
+def _recording(layers: Sequence[MoguLinear]) -> Iterator[None]:
+    for layer in layers:
+        layer.recording, layer.recorded, layer.recorded_logits = True, None, None
+    try:
+        yield
     finally:
         for layer in layers:
-            layer.recording, layer.recorded = False, None
+            layer.recording, layer.recorded, layer.recorded_logits = False, None, None

@@ -55,7 +55,9 @@ def load(
     base, tokenizer = load_base(model, dtype=dtype, device=device, quantize=quantize, offload=offload)
     if folder is None:
         return base, tokenizer
-    return attach(base, folder), tokenizer
+    routed = attach(base, folder)
+    routed.base_model.tokenizer = tokenizer
+    return routed, tokenizer
 
 
 def attach(base: PreTrainedModel, folder: str | Path) -> PeftModel:

@@ -38,6 +38,9 @@ def chat(
     top_p: options.TopP = None,
     seed: options.Seed = None,
     routed_tokens: options.RoutedTokens = None,
+    dial: options.Dial = None,
+    handover: options.Handover = None,
+    risk_threshold: options.RiskThreshold = None,
     template: options.Template = None,
     dtype: options.Dtype = None,
     device: options.Device = None,
@@ -52,7 +55,9 @@ def chat(
     loaded = loading.load(
         model, adapter, template=template, dtype=dtype, device=device, quantize=quantize, offload=offload
     )
-    decoding = loading.sampling(temperature, top_p, seed) | loading.routing_options(loaded, routed_tokens=routed_tokens)
+    decoding = loading.sampling(temperature, top_p, seed) | loading.routing_options(
+        loaded, routed_tokens=routed_tokens, dial=dial, handover=handover, risk_threshold=risk_threshold
+    )
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  line editing and history for input()
     print(f"{loaded.name} with {loaded.adapter}; /help for help")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -37,6 +38,10 @@ def evaluate(
             metavar="K[,K…]", help="Also attack malicious suites: K tokens of the answer are written already."
         ),
     ] = "0",
+    dial: Annotated[
+        str | None,
+        typer.Option(metavar="D[,D…]", help="Run mogu with its safety dial at each value; draw the curve."),
+    ] = None,
     new_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Length of the answers.")] = 64,
     batch_size: options.BatchSize = None,
     limit: Annotated[int | None, typer.Option(metavar="N", min=1, help="N prompts per suite, evenly spaced.")] = None,
@@ -61,6 +66,8 @@ def evaluate(
     suites = read_suites(suite, limit, None if keep_seen else seen)
     lengths, sampled = _numbers(prefill, "--prefill"), _numbers(seeds, "--seeds")
     names = _defenses(defense, adapter)
+    if dial is not None:
+        names = _dialled(names, dial, adapter)
     options.writable_folder(out)
     with progress_view() as progress:
         progress.begin("model", f"model: loads {model or adapter}")
@@ -152,6 +159,21 @@ def _defenses(names: str | None, adapter: Path | None) -> list[str]:
     if not found:
         raise ConfigError("--defense names no defence; 'none' is the plain base")
     return found
+
+
+def _dialled(names: list[str], dial: str, adapter: Path | None) -> list[str]:
+    """``names`` with MoGU at each position of the dial in the place of mogu, or at the end."""
+    try:
+        values = [float(part) for part in dial.split(",") if part.strip()]
+    except ValueError:
+        values = []
+    if not values or not all(map(math.isfinite, values)):
+        raise ConfigError(f"--dial takes numbers separated by commas, not {dial!r}: --dial -4,-2,0,2,4")
+    if adapter is None:
+        raise ConfigError("--dial needs an --adapter")
+    dialled = list(dict.fromkeys(f"mogu@{value:g}" for value in values))
+    at = names.index("mogu") if "mogu" in names else len(names)
+    return [*names[:at], *dialled, *(name for name in names[at:] if name != "mogu")]
 
 
 def _pipelines(names: list[str], loaded: Loaded, out: Path, rows: list[Any] | None, batch_size: int) -> list[Pipeline]:

@@ -29,7 +29,8 @@ def generate(
     max_new_tokens: options.MaxNewTokens = 256,
     plain: options.Plain = False,
     as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON object a line, with the mean router weights at the prompt's end.")
+        bool,
+        typer.Option("--json", help="One JSON object a line, with risk, mean router weights, routed tokens."),
     ] = False,
     system: options.System = None,
     stream: Annotated[
@@ -39,6 +40,9 @@ def generate(
     top_p: options.TopP = None,
     seed: options.Seed = None,
     routed_tokens: options.RoutedTokens = None,
+    dial: options.Dial = None,
+    handover: options.Handover = None,
+    risk_threshold: options.RiskThreshold = None,
     reference: Annotated[
         bool, typer.Option("--reference", help="As the authors' code: end-of-turn in the routed head is dropped.")
     ] = False,
@@ -58,21 +62,25 @@ def generate(
         model, adapter, template=template, dtype=dtype, device=device, quantize=quantize, offload=offload
     )
     decoding = loading.sampling(temperature, top_p, seed) | loading.routing_options(
-        loaded, routed_tokens=routed_tokens, reference=reference
+        loaded,
+        **{"routed_tokens": routed_tokens, "dial": dial, "handover": handover, "risk_threshold": risk_threshold},
+        reference=reference,
     )
     streamed = not as_json and len(prompts) == 1 and (sys.stdout.isatty() if stream is None else stream)
     if streamed:
         decoding["streamer"] = loading.printer(loaded)
+    told = {"max_new_tokens": max_new_tokens, **decoding}
     size = 1 if reference else loading.batch_size_for(loaded, prompts, batch_size)
     with loading.routing(loaded, plain):
         for start in range(0, len(prompts), _CHUNK * size):
             chunk = prompts[start : start + _CHUNK * size]
+            if as_json:
+                for one, found in zip(chunk, _reported(loaded, chunk, system, size, plain, told), strict=True):
+                    print(json.dumps({"instruction": one, **found}, ensure_ascii=False), flush=True)
+                continue
             answers = loading.answer(loaded, chunk, system, size, max_new_tokens=max_new_tokens, **decoding)
             for one, text in zip(chunk, answers, strict=True):
-                if as_json:
-                    weights = weights_of(loaded, one, system, 0 if plain else routed_tokens)
-                    print(json.dumps({"instruction": one, "response": text, **weights}, ensure_ascii=False), flush=True)
-                elif not streamed:
+                if not streamed:
                     print(text if len(prompts) == 1 else f"> {one}\n{text}\n", flush=True)
 
 
@@ -96,20 +104,29 @@ def read_prompts(prompt: str | None, file: Path | None) -> list[str]:
     return [prompt.strip()]
 
 
-def weights_of(loaded: Loaded, prompt: str, system: str | None, routed_tokens: int | None) -> dict[str, Any]:
-    """How many tokens were routed, and the mean router weights over the layers at the end of ``prompt``."""
-    if not loaded.routed or routed_tokens == 0:
-        return {"routed_tokens": 0, "unwill": None, "glad": None}
+def _reported(
+    loaded: Loaded, prompts: list[str], system: str | None, size: int, plain: bool, decoding: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """Answers with what the routers said: ``response``, ``risk``, ``routed_tokens``, mean ``unwill`` and ``glad``."""
+    from mogu.cli import loading
+
+    found: list[dict[str, Any]] = []
+    routed = loaded.routed and not plain and decoding.get("routed_tokens") != 0
+    for text, tokens, risk in loading.reports(loaded, prompts, system, size, **decoding):
+        weights = weights_of(loaded, prompts[len(found)], system, decoding.get("dial") or 0.0) if routed else {}
+        found.append({"response": text, "risk": risk, "routed_tokens": tokens, "unwill": None, "glad": None, **weights})
+    return found
+
+
+def weights_of(loaded: Loaded, prompt: str, system: str | None, dial: float) -> dict[str, Any]:
+    """The mean router weights over the layers at the end of ``prompt``."""
     import torch
 
-    from mogu.adapter.model import active_config
+    from mogu.adapter.model import dialled
     from mogu.chat import prompt_ids
     from mogu.decode.inspect import prompt_weights
 
     ids = prompt_ids(loaded.tokenizer, prompt, system=system, template=loaded.template)
-    unwill, glad = prompt_weights(loaded.model, torch.tensor([ids]))
-    return {
-        "routed_tokens": active_config(loaded.model).routed_tokens if routed_tokens is None else routed_tokens,
-        "unwill": round(unwill.mean().item(), 4),
-        "glad": round(glad.mean().item(), 4),
-    }
+    with dialled(loaded.model, dial):
+        unwill, glad = prompt_weights(loaded.model, torch.tensor([ids]))
+    return {"unwill": round(unwill.mean().item(), 4), "glad": round(glad.mean().item(), 4)}

@@ -76,6 +76,34 @@ def answer(loaded: Loaded, prompts: Sequence[Any], system: str | None, batch_siz
     )
 
 
+def reports(
+    loaded: Loaded, prompts: Sequence[Any], system: str | None, batch_size: int, **options: Any
+) -> list[tuple[str, int, float | None]]:
+    """As :func:`answer`, but each answer with its number of routed tokens and the risk of its prompt, if calibrated."""
+    import torch
+
+    from mogu.chat import pad_prompts, prompt_ids
+    from mogu.respond import as_text, by_length
+
+    model, tokenizer = loaded.model, loaded.tokenizer
+    ids = [prompt_ids(tokenizer, prompt, system=system, template=loaded.template) for prompt in prompts]
+    found: list[tuple[str, int, float | None]] = [("", 0, None)] * len(ids)
+    for indices in by_length(ids, batch_size):
+        batch = pad_prompts(tokenizer, [ids[index] for index in indices], model.device)
+        with torch.inference_mode():
+            output = model.generate(**batch, **{"do_sample": False, "return_dict_in_generate": True, **options})
+        new = output.sequences[:, batch["input_ids"].shape[1] :]
+        routed = output.get("routed_tokens")
+        risk = output.get("risk")
+        for place, index in enumerate(indices):
+            found[index] = (
+                as_text(tokenizer, new[place]),
+                0 if routed is None else int(routed[place]),
+                None if risk is None else round(float(risk[place]), 4),
+            )
+    return found
+
+
 def sampling(temperature: float | None, top_p: float | None, seed: int | None) -> dict[str, Any]:
     """Options of generate; greedy without a temperature above 0 or a top share."""
     if seed is not None:
@@ -88,13 +116,13 @@ def sampling(temperature: float | None, top_p: float | None, seed: int | None) -
     return {"do_sample": True, **{name: value for name, value in given.items() if value is not None}}
 
 
-def routing_options(loaded: Loaded, *, routed_tokens: int | None, reference: bool = False) -> dict[str, Any]:
-    """Options of routed generate.
+def routing_options(loaded: Loaded, *, reference: bool = False, **settings: Any) -> dict[str, Any]:
+    """Options of routed generate; those of ``settings`` that are None are left to the adapter.
 
     Raises:
         ConfigError: There is nothing to route.
     """
-    given: dict[str, Any] = {} if routed_tokens is None else {"routed_tokens": routed_tokens}
+    given: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
     if reference:
         given["reference"] = True
     if given and not loaded.routed:

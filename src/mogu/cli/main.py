@@ -11,7 +11,22 @@ from typing import Annotated
 import typer
 
 from mogu import __version__, processes
-from mogu.cli import chat, data, demo, evaluate, generate, harden, import_, judge, lm_eval, push, recipes, runs, train
+from mogu.cli import (
+    chat,
+    data,
+    demo,
+    evaluate,
+    generate,
+    harden,
+    import_,
+    inspect,
+    judge,
+    lm_eval,
+    push,
+    recipes,
+    runs,
+    train,
+)
 from mogu.cli.errors import MoguGroup
 from mogu.errors import ConfigError
 
@@ -27,6 +42,7 @@ app.command("harden")(harden.harden)
 app.command("demo")(demo.demo)
 app.command("chat")(chat.chat)
 app.command("generate")(generate.generate)
+app.command("inspect")(inspect.inspect)
 app.command("evaluate")(evaluate.evaluate)
 app.add_typer(judge.app, name="judge")
 app.command("lm-eval", context_settings=lm_eval.PASSED_ON)(lm_eval.lm_eval)

@@ -138,6 +138,23 @@ RoutedTokens = Annotated[
     int | None, typer.Option(metavar="M", min=0, help="Routed new tokens; default: as the adapter was trained.")
 ]
 
+Dial = Annotated[
+    float | None,
+    typer.Option(metavar="D", help="Safety dial: above 0 refuses more, below 0 less; default 0, as trained."),
+]
+
+Handover = Annotated[
+    str | None,
+    typer.Option(
+        metavar="fixed|risk|all",
+        help="When the plain base takes over: after m tokens, when the risk is low, never; default: the adapter's.",
+    ),
+]
+RiskThreshold = Annotated[
+    float | None,
+    typer.Option(metavar="P", min=0.0, max=1.0, help="Risk above which the hand-over by risk waits."),
+]
+
 
 def writable_folder(folder: Path) -> Path:
     """``folder``, made if need be, and known to be writable before hours are spent.

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -23,9 +23,12 @@ from transformers.generation import MaxLengthCriteria, StoppingCriteria, Stoppin
 from transformers.generation.configuration_utils import GenerationMode
 from transformers.utils import ModelOutput
 
-from mogu.adapter.model import fused, plain_base
+from mogu.adapter.config import HANDOVERS
+from mogu.adapter.model import fused, plain_base, recorded_logits
+from mogu.adapter.risk import MISSING
+from mogu.decode.adaptive import HeadWatch, Uneven
 from mogu.decode.reread import Kept, changes_nothing, watch_head
-from mogu.errors import GenerationError
+from mogu.errors import AdapterError, GenerationError
 from mogu.prefix import can_hold, prefilled
 
 _MODES = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
@@ -35,6 +38,9 @@ def generate(
     model: PreTrainedModel,
     *args: Any,
     routed_tokens: int = 5,
+    handover: str = "fixed",
+    risk_threshold: float = 0.5,
+    calibration: Mapping[str, Any] | None = None,
     reference: bool = False,
     shared_prefix: int = 0,
     on_handover: Callable[[torch.Tensor], None] | None = None,
@@ -46,6 +52,11 @@ def generate(
         model: The transformers model inside the tuner.
         *args: As for ``GenerationMixin.generate``.
         routed_tokens: m; 0 decodes with the plain base from the start.
+        handover: ``fixed``: after m tokens, as published; ``risk``: after m tokens or later, when the risk at the
+            newest token is not above ``risk_threshold``, each row at its own time; ``all``: never.
+        risk_threshold: See ``handover``.
+        calibration: ``MoguConfig.risk``. With it, an output as a dict holds ``risk`` (rows,) float32, read in the
+            head's first forward; and always ``routed_tokens`` (rows,) int64, how many new tokens were routed.
         reference: Do as the authors' code does: an end-of-turn token inside the routed head is dropped and the base
             goes on. One prompt at a time. Otherwise such a token ends the answer.
         shared_prefix: Tokens with which all prompts begin, before any padding: read once instead of once for each row
@@ -54,12 +65,14 @@ def generate(
         **kwargs: As for ``GenerationMixin.generate``: sampling, streaming, static caches, stopping criteria, ….
 
     Raises:
-        GenerationError: Beam search, assisted decoding, guidance, embeddings for a prompt, a cache of the caller, or
-            ``routed_tokens`` below 0.
+        GenerationError: Beam search, assisted decoding, guidance, embeddings for a prompt, a cache of the caller,
+            ``routed_tokens`` below 0, or a hand-over that does not go with the other options.
+        AdapterError: A hand-over by risk without calibration.
     """
     kwargs = {**inspect.signature(model.generate).bind_partial(*args).arguments, **kwargs}
     if routed_tokens < 0:
         raise GenerationError(f"routed_tokens must be at least 0, not {routed_tokens}")
+    _check_handover(handover, reference, calibration)
     if kwargs.get("assistant_model") is not None:
         raise GenerationError("routed decoding does not work with an assistant model; drop assistant_model")
     if kwargs.get("past_key_values") is not None:
@@ -98,7 +111,11 @@ def generate(
             )
         run = _Run(model, logits_processor, stopping_criteria, generation_config, streamer, synced_gpus, model_kwargs)
         run.shared_prefix = shared_prefix
-        head, finished = run.head(input_ids, routed_tokens)
+        adaptive = handover == "risk"
+        if adaptive and len(input_ids) > 1:
+            _check_rows(generation_config, streamer)
+        head, watch = run.head(input_ids, routed_tokens, calibration, handover, risk_threshold)
+        finished = watch.ended
         sequences = head if isinstance(head, torch.Tensor) else head.sequences
         if reference:
             sequences, finished = _drop_end_of_turn(
@@ -106,12 +123,16 @@ def generate(
             )
         if on_handover is not None:
             on_handover(sequences)
-        if bool(finished.all()) or sequences.shape[1] >= generation_config.max_length:
+        if bool(finished.all()) or (not adaptive and sequences.shape[1] >= generation_config.max_length):
             if streamer is not None:
                 streamer.end()
-            return head
-        tail = run.tail(sequences, finished, input_ids.shape[1])
-        return tail if isinstance(head, torch.Tensor) else _join(head, tail)
+            return _told(head, watch)
+        start = input_ids.shape[1]
+        if adaptive and bool((watch.routed[~finished] < sequences.shape[1] - start).any()):
+            uneven = Uneven(watch.routed, finished, start, shared_prefix)
+            return _told(run.uneven_tail(head, uneven), watch)
+        tail = run.tail(sequences, finished, start)
+        return tail if isinstance(head, torch.Tensor) else _told(_join(head, tail), watch)
 
     return model.generate(custom_generate=loop, **kwargs)
 
@@ -156,31 +177,69 @@ class _Run:
         self.shared_prefix = 0
         self.lower = watch_head(model, config, model_kwargs, synced_gpus)
 
-    def head(self, input_ids: torch.Tensor, routed_tokens: int) -> tuple[Any, torch.Tensor]:
-        """Routed tokens; returns the loop's output and which rows (bool) have finished for good."""
-        watch = _Watch(self.stopping_criteria, input_ids, pads=self.pad is not None)
+    def head(
+        self,
+        input_ids: torch.Tensor,
+        routed_tokens: int,
+        calibration: Mapping[str, Any] | None = None,
+        handover: str = "fixed",
+        threshold: float = 0.5,
+    ) -> tuple[Any, HeadWatch]:
+        """Routed tokens; returns the loop's output and what was seen of its rows."""
+        caller = _Watch(self.stopping_criteria, input_ids, pads=self.pad is not None)
         length = min(input_ids.shape[1] + routed_tokens, self.config.max_length)
-        with fused(self.model), nullcontext() if self.lower is None else self.lower.watched():
+        adaptive = handover == "risk"
+        stops = [caller] if handover != "fixed" else [caller, MaxLengthCriteria(length)]
+        asked = adaptive or (calibration is not None and self.config.return_dict_in_generate)
+        with (
+            recorded_logits(self.model) if asked else nullcontext(lambda: None) as logits,
+            fused(self.model),
+            nullcontext() if self.lower is None else self.lower.watched(),
+        ):
+            watch = HeadWatch(
+                logits, lambda: caller.finished, calibration, routed_tokens if adaptive else None, threshold
+            )
             self._read_prefix(input_ids, self.model_kwargs)
             output = self._sample(
                 input_ids,
                 self.logits_processor,
-                StoppingCriteriaList([watch, MaxLengthCriteria(length)]),
+                StoppingCriteriaList([*stops, watch]),
                 None if self.streamer is None else _OpenEnded(self.streamer),
                 self.model_kwargs,
             )
-        return output, watch.finished
+        return output, watch
 
-    def tail(self, sequences: torch.Tensor, finished: torch.Tensor, prompt_length: int) -> Any:
+    def uneven_tail(self, head: Any, uneven: Uneven) -> Any:
+        """The rest, where rows were ready at different times; the whole output."""
+        before, pad = (head if isinstance(head, torch.Tensor) else head.sequences), int(self.pad or 0)
+        tail = self.tail(uneven.pack(before, pad), uneven.ended, uneven.prompt_length, uneven)
+        sequences = uneven.unpack(before, tail if isinstance(tail, torch.Tensor) else tail.sequences, pad)
+        if isinstance(tail, torch.Tensor):
+            return sequences
+        tail.sequences = sequences
+        for key in ("scores", "logits"):
+            if tail.get(key) is not None:
+                tail[key] = uneven.scores(head[key], tail[key], sequences.shape[1] - uneven.prompt_length)
+        return tail
+
+    def tail(
+        self, sequences: torch.Tensor, finished: torch.Tensor, prompt_length: int, uneven: Uneven | None = None
+    ) -> Any:
         """The rest, from the plain base with a fresh cache; finished rows get padding only."""
         kwargs = {k: v for k, v in self.model_kwargs.items() if k not in ("past_key_values", "cache_params")}
-        _extend(kwargs, sequences.shape[1] - prompt_length, prompt_length)
-        kept = self._leave(sequences, kwargs)
+        if uneven is None:
+            _extend(kwargs, sequences.shape[1] - prompt_length, prompt_length)
+        else:
+            uneven.extend(kwargs)
+        kept = self._leave(sequences, kwargs, uneven is None)
         prompts = sequences.shape[0] // self.config.num_return_sequences
+        length = self.config.max_length - 1 + (0 if uneven is None else uneven.extra)
         self.model._prepare_cache_for_generation(
-            self.config, kwargs, self.config.get_generation_mode(), prompts, self.config.max_length - 1
+            self.config, kwargs, self.config.get_generation_mode(), prompts, length
         )
         processors, criteria = list(self.logits_processor), list(self.stopping_criteria)
+        if uneven is not None:
+            processors, criteria = [uneven.processors(processors)], [uneven.criteria(criteria)]
         if bool(finished.any()):
             processors.append(_Pad(finished, 0 if self.pad is None else int(self.pad)))
         criteria.append(_Done(finished, pads=self.pad is not None))
@@ -191,10 +250,10 @@ class _Run:
                 sequences, LogitsProcessorList(processors), StoppingCriteriaList(criteria), self.streamer, kwargs
             )
 
-    def _leave(self, sequences: torch.Tensor, kwargs: dict[str, Any]) -> Kept | None:
-        """Drop the head's cache but for what the tail's re-read can use."""
+    def _leave(self, sequences: torch.Tensor, kwargs: dict[str, Any], even: bool) -> Kept | None:
+        """Drop the head's cache but for what the tail's re-read can use: nothing where rows were moved."""
         cache, kept = self.model_kwargs.get("past_key_values"), None
-        if self.lower is not None and changes_nothing(self.model, len(self.lower.below)):
+        if even and self.lower is not None and changes_nothing(self.model, len(self.lower.below)):
             kept = self.lower.keep(sequences, kwargs)
         if isinstance(cache, DynamicCache):
             cache.layers.clear()  # transformers' generate holds on to the cache until the end
@@ -223,6 +282,34 @@ class _Run:
             streamer=streamer,
             **model_kwargs,
         )
+
+
+def _check_handover(handover: str, reference: bool, calibration: Mapping[str, Any] | None) -> None:
+    if handover not in HANDOVERS:
+        raise GenerationError(f"unknown hand-over {handover!r}; choose from {', '.join(HANDOVERS)}")
+    if handover != "fixed" and reference:
+        raise GenerationError(f"reference decoding hands over after m tokens, not by {handover}; drop one of them")
+    if handover == "risk" and calibration is None:
+        raise AdapterError(MISSING)
+
+
+def _check_rows(config: GenerationConfig, streamer: Any) -> None:
+    """Several rows that hand over at different times have no common steps to stream or to keep states of."""
+    if streamer is not None:
+        raise GenerationError("a batch that hands over by risk cannot be streamed; ask one prompt at a time")
+    if config.output_attentions or config.output_hidden_states:
+        raise GenerationError(
+            "a batch that hands over by risk has no common steps of attentions or hidden states; ask one at a time"
+        )
+
+
+def _told(output: Any, watch: HeadWatch) -> Any:
+    """An output as a dict with what the head saw: ``risk`` and ``routed_tokens`` of each row."""
+    if not isinstance(output, torch.Tensor):
+        if watch.prompt_risk is not None:
+            output["risk"] = watch.prompt_risk
+        output["routed_tokens"] = watch.routed
+    return output
 
 
 def _extend(kwargs: dict[str, Any], new: int, prompt_length: int) -> None:

@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 import torch
 
 from mogu.adapter import store
-from mogu.adapter.config import Stage
-from mogu.adapter.model import active_config, fix_weights, set_stage
+from mogu.adapter.config import Handover, Stage
+from mogu.adapter.model import active_config, fix_weights, set_shift, set_stage
 from mogu.decode import generate
 from mogu.defend.base import Defense, Target
 from mogu.defend.overlay import Overlay
@@ -26,6 +26,10 @@ class Mogu(Defense):
     summary = "responders weighed by routers for the first tokens, then the base"
     source = "Du et al. 2024, NeurIPS, arXiv:2405.14488"
     decodes = True
+    dial: ClassVar[float | None] = None
+    """Added to the adapter's shift."""
+    handover: ClassVar[Handover | None] = None
+    """When the base takes over; ``None``: as the adapter says."""
 
     def __init__(self, target: Target) -> None:
         super().__init__(target)
@@ -38,15 +42,28 @@ class Mogu(Defense):
         return Overlay(self.target.model, self._wrap)
 
     def _wrap(self, base: Any) -> Any:
-        return store.attach(base, self.folder)
+        model = store.attach(base, self.folder)
+        config = active_config(model)
+        set_shift(model, config.shift + (self.dial or 0.0))
+        config.handover = self.handover or config.handover
+        return model
 
     def settings(self) -> dict[str, Any]:
-        """Hash of the adapter, whose configuration holds m and the shift."""
-        return {"adapter": store.digest(self.folder)}
+        """Hash of the adapter, whose configuration holds m and the shift; and what differs from it."""
+        given = {"dial": self.dial, "handover": self.handover}
+        return {
+            "adapter": store.digest(self.folder),
+            **{name: value for name, value in given.items() if value is not None},
+        }
 
     def prepare(self, progress: Progress) -> None:
         """Load the adapter."""
         _ = self._overlay
+
+    @property
+    def hands_over(self) -> Handover:
+        """When the base takes over."""
+        return active_config(self._overlay.model).handover
 
     @contextmanager
     def installed(self) -> Iterator[Any]:
@@ -55,8 +72,33 @@ class Mogu(Defense):
             yield model
 
 
+def at_dial(value: float) -> type[Mogu]:
+    """The defence with its dial at ``value``, by the name ``mogu@value``."""
+
+    class Dialled(Mogu):
+        name = f"{Mogu.name}@{value:g}"
+        dial = value
+
+    return Dialled
+
+
+def at_handover(value: Handover) -> type[Mogu]:
+    """The defence with another hand-over, by the name ``mogu@value``."""
+
+    class HandedOver(Mogu):
+        name = f"{Mogu.name}@{value}"
+        handover = value
+
+    return HandedOver
+
+
 class _Ablation(Mogu):
     """Decodes the first m tokens with something else than the routers' weights."""
+
+    @property
+    def hands_over(self) -> Handover:
+        """After m tokens: without routers there is no risk."""
+        return "fixed"
 
     def decode(self, model: Any, inputs: dict[str, torch.Tensor], **options: Any) -> torch.Tensor:
         """The adapter as it is for the first m tokens, then the plain base."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 
@@ -34,7 +35,7 @@ def defense_names() -> list[str]:
 
 
 def defense_class(name: str) -> type[Defense]:
-    """The class behind a name.
+    """The class behind a name; ``mogu@2`` is MoGU with its dial at 2, ``mogu@all`` with that hand-over.
 
     Raises:
         ConfigError: No such defence, or another package's does not load.
@@ -44,6 +45,8 @@ def defense_class(name: str) -> type[Defense]:
         found: type[Defense] = getattr(import_module(module), attribute)
         return found
     foreign = _foreign()
+    if name.startswith("mogu@"):
+        return _mogu_at(name)
     if name not in foreign:
         raise ConfigError(f"no defence {name!r}; choose from {', '.join(defense_names())}")
     try:
@@ -53,6 +56,22 @@ def defense_class(name: str) -> type[Defense]:
     if not (isinstance(loaded, type) and issubclass(loaded, Defense)):
         raise ConfigError(f"the defence {name!r} of {foreign[name].value} is no subclass of mogu.defend.Defense")
     return loaded
+
+
+def _mogu_at(name: str) -> type[Defense]:
+    from mogu.adapter.config import HANDOVERS
+    from mogu.defend.mogu import at_dial, at_handover
+
+    setting = name.partition("@")[2]
+    if setting in HANDOVERS:
+        return at_handover(setting)  # type: ignore[arg-type]
+    try:
+        value = float(setting)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise ConfigError(f"the defence {name!r} needs a number behind the @, the dial, or {', '.join(HANDOVERS)}")
+    return at_dial(value)
 
 
 def create(names: str, target: Target) -> Pipeline:

@@ -106,6 +106,8 @@ def undefined(pipeline: Pipeline) -> str | None:
     decoder = pipeline.decoder
     if type(decoder).decode is not Defense.decode and not isinstance(decoder, Mogu):
         return f"{decoder.name} decodes in its own way, which no single forward pass shows"
+    if isinstance(decoder, Mogu) and decoder.hands_over == "risk":
+        return f"{decoder.name} hands over by risk, at another token in every answer"
     return None
 
 
@@ -116,7 +118,7 @@ def asked_ids(pipeline: Pipeline, text: str) -> list[int]:
 
 def _routed_tokens(decoder: Defense) -> int | None:
     """m of a decoder whose weights are on for the first m tokens; None where they are on throughout."""
-    if not isinstance(decoder, Mogu):
+    if not isinstance(decoder, Mogu) or decoder.hands_over == "all":
         return None
     with decoder.installed() as model:
         return active_config(model).routed_tokens

@@ -6,6 +6,7 @@ import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mogu.evaluate.dial import dial_table
 from mogu.evaluate.summary import shown
 from mogu.evaluate.tables import COLUMNS, Cell, Table, cost, flips, overview, paired, systems, text_table, usability
 
@@ -26,7 +27,9 @@ def markdown_report(summary: Summary) -> str:
     parts.append("## Results\n\nShare of responses with each label, 95% intervals.\n\n" + markdown_table(summary))
     if tests := paired(summary):
         parts.append("## Paired tests (McNemar, exact)\n\n" + "".join(f"- {_escaped(line)}\n" for line in tests))
-    parts += [_section(table) for table in (flips(summary), usability(summary), cost(summary)) if table]
+    parts += [
+        _section(table) for table in (dial_table(summary), flips(summary), usability(summary), cost(summary)) if table
+    ]
     if found := summary.get("routers"):
         parts.append("## Routers\n\n" + _routers(found))
     facts = {**summary.get("settings", {}), **({"inputs": summary["inputs"]} if "inputs" in summary else {})}
@@ -52,7 +55,10 @@ def _routers(found: Mapping[str, Any]) -> str:
                 f"{found['layers'][best]}"
             )
     if (error := found.get("calibration_error")) is not None:
-        lines.append(f"Expected calibration error of the mean unwill weight: {error:.2f}")
+        what = "risk" if found.get("calibrated") else "mean unwill weight"
+        lines.append(f"Expected calibration error of the {what}: {error:.3f}")
+        if (separation := found.get("risk_auroc")) is not None:
+            lines.append(f"AUROC of the {what}, harmful against harmless prompts: {separation:.3f}")
     return "".join(f"- {_escaped(line)}\n" for line in lines)
 
 

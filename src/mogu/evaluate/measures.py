@@ -124,7 +124,7 @@ class Measures:
 
     def routers(self) -> dict[str, Any] | None:
         """What the routers make of the prompts, by kind; None if MoGU is not among the defences."""
-        pipeline = self.pipelines.get(Mogu.name)
+        pipeline = self.pipelines.get(Mogu.name) or self.pipelines.get(f"{Mogu.name}@0")
         if pipeline is None or not isinstance(pipeline.decoder, Mogu):
             return None
         prompts: dict[str, list[str]] = {}

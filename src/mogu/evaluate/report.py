@@ -15,6 +15,7 @@ from typing import Any
 
 from mogu.data.rows import write_text
 from mogu.evaluate.comparisons import KINDS, examples, flips, heat_maps, table_section
+from mogu.evaluate.dial import dial_section
 from mogu.evaluate.figures import plane, scroll, selection
 from mogu.evaluate.markdown import markdown_report, markdown_table
 from mogu.evaluate.router_figures import routers
@@ -59,6 +60,7 @@ def render(summary: Summary) -> str:
         plane(summary),
         table_section(overview(summary)) if len(systems(summary)) > 1 else None,
         _results(summary),
+        dial_section(summary),
         heat_maps(summary),
         flips(summary),
         table_section(usability(summary)),

@@ -84,7 +84,7 @@ def _risk(found: Mapping[str, Any]) -> Element:
         total = max(1, sum(counts))
         points = [((i + 0.5) / len(counts), count / total) for i, count in enumerate(counts)]
         kinds.append(Series(kind, INKS.get(kind, "ink-4"), points, "square"))
-    label = "mean unwill weight over the layers"
+    label = "calibrated risk" if found.get("calibrated") else "mean unwill weight over the layers"
     says = f"Histograms of the {label} at the last prompt token: {', '.join(kind.name for kind in kinds)}."
     plot = histogram_plot("Risk of the prompts", says, kinds, label)
     header = ["from", *[kind.name for kind in kinds]]
@@ -95,5 +95,7 @@ def _risk(found: Mapping[str, Any]) -> Element:
     error = found.get("calibration_error")
     caption = "Wanted: malicious on the right, the others on the left."
     if error is not None:
-        caption += f" Read as the probability of harm, the mean is off by {error:.2f} (expected calibration error)."
+        caption += f" Read as the probability of harm, it is off by {error:.2f} (expected calibration error)."
+    if (separation := found.get("risk_auroc")) is not None:
+        caption += f" AUROC of harmful against harmless prompts: {separation:.3f}."
     return figure("Risk", plot, caption, legend(kinds), numbers_table(header, rows, "Prompts"))

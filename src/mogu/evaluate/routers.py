@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mogu.adapter.model import mogu_layers
+from mogu.adapter.model import active_config, mogu_layers
+from mogu.adapter.risk import risk_of
 from mogu.evaluate.metrics import auroc, calibration_error, five_numbers, histogram
 from mogu.evaluate.suites import HARMFUL, HARMLESS
-from mogu.routing import weights_after_prompt
+from mogu.routing import logits_after_prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -36,17 +37,21 @@ def router_statistics(
     Returns:
         ``layers`` (indices), ``kinds`` (for each the five-number summary of unwill and glad per layer), ``auroc``
         of the unwill weight per layer, malicious against each other kind (empty without malicious prompts), ``risk``
-        (for each kind, counts of prompts in ten bins of the unwill weight's mean over the layers), and
-        ``calibration_error`` of that mean as a probability that a prompt asks for harm (None without both sorts).
+        (for each kind, counts of prompts in ten bins of the risk), ``calibrated`` (whether the adapter has a
+        calibration; else the unwill weight's mean over the layers stands for the risk), and of the risk as a
+        probability that a prompt asks for harm ``calibration_error`` and ``risk_auroc``, harmful against harmless
+        prompts (None without both sorts).
     """
     layers = [index for index, _ in mogu_layers(model)]
+    config = active_config(model)
+    risk: dict[str, list[float]] = {}
     unwill: dict[str, torch.Tensor] = {}
     glad: dict[str, torch.Tensor] = {}
     for kind, instructions in prompts.items():
-        unwill[kind], glad[kind] = weights_after_prompt(
-            model, tokenizer, instructions, batch_size=batch_size, template=template
-        )
-    risk = {kind: u.mean(dim=0).tolist() for kind, u in unwill.items()}
+        logits = logits_after_prompt(model, tokenizer, instructions, batch_size=batch_size, template=template)
+        unwill[kind], glad[kind] = torch.sigmoid(logits[0] + config.shift), torch.sigmoid(logits[1] - config.shift)
+        found = unwill[kind].mean(dim=0) if config.risk is None else risk_of(logits, config.risk, "prompt")
+        risk[kind] = found.tolist()
     return {
         "layers": layers,
         "kinds": {
@@ -64,13 +69,18 @@ def router_statistics(
             if kind != "malicious" and "malicious" in prompts
         },
         "risk": {kind: histogram(values) for kind, values in risk.items()},
-        "calibration_error": _calibration(risk),
+        "calibrated": config.risk is not None,
+        **_as_probability(risk),
     }
 
 
-def _calibration(risk: Mapping[str, Sequence[float]]) -> float | None:
+def _as_probability(risk: Mapping[str, Sequence[float]]) -> dict[str, float | None]:
     harmful = [value for kind in HARMFUL for value in risk.get(kind, ())]
     harmless = [value for kind in HARMLESS for value in risk.get(kind, ())]
     if not harmful or not harmless:
-        return None
-    return calibration_error([*harmful, *harmless], [True] * len(harmful) + [False] * len(harmless))
+        return {"calibration_error": None, "risk_auroc": None}
+    outcomes = [True] * len(harmful) + [False] * len(harmless)
+    return {
+        "calibration_error": calibration_error([*harmful, *harmless], outcomes),
+        "risk_auroc": auroc(harmful, harmless),
+    }

@@ -42,6 +42,7 @@ from mogu.train.fit import fit_routers
 from mogu.train.losses import response_cross_entropy
 from mogu.train.lower import Forward, Numbered, lower_states
 from mogu.train.packing import PackedCollator, pair_collator, pair_cross_entropy
+from mogu.train.risk import fit_risk
 from mogu.train.selection import (
     Balance,
     Checkpoint,
@@ -194,7 +195,9 @@ class Run:
         self.stages.mkdir(parents=True, exist_ok=True)
         processes.from_main(lambda: write_text(self.out / RECIPE_FILE, self.recipe.to_yaml()))
         selection = dict(self.learn())
-        selection["balance"] = [asdict(b) for b in self._balance(_hash([self.done, asdict(self.recipe.balance)]))]
+        balanced = _hash([self.done, asdict(self.recipe.balance)])
+        selection["balance"] = [asdict(b) for b in self._balance(balanced)]
+        self._calibrate(balanced)
         processes.from_main(self._clear_leftovers)
         return Trained(self.model, self._save(selection), selection)
 
@@ -462,6 +465,22 @@ class Run:
         self._finish("balance", inputs, [asdict(t) for t in trials])
         processes.from_main(lambda: (self.stages / "balance.part.json").unlink(missing_ok=True))
         return trials
+
+    # --- risk ---
+
+    def _calibrate(self, inputs: str) -> None:
+        """Fit what turns router logits into a risk, and let the hand-over be what the recipe says."""
+        found = self._finished("risk", inputs)
+        if found is None:
+            self.progress.begin("risk", "risk: calibrates the routers on validation prompts")
+            fitted = fit_risk(self.ask, self.rows)
+            found = [] if fitted is None else [fitted]
+            self._finish("risk", inputs, found)
+            self.progress.end(f"log loss {fitted['prompt']['log_loss']:.2g}" if fitted else "too few validation rows")
+        config, recipe = active_config(self.model), self.recipe.balance
+        config.risk = found[0] if found else None
+        config.handover = recipe.handover if found else "fixed"  # type: ignore[assignment]
+        config.risk_threshold = recipe.risk_threshold
 
     # --- what is kept ---
 
