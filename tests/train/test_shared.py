@@ -13,6 +13,7 @@ import torch
 from mogu.progress import Progress
 from mogu.recipe import Recipe
 from mogu.train.run import LOG_FILE, Run
+from mogu.train.stages import Stages
 
 CHOICES = ((8, 4), (4, 12), (None, 8), (6, 8))
 """Pairs after which glad and unwill are taken, of 12; a checkpoint comes after every fourth. ``None``: validation's."""
@@ -29,7 +30,7 @@ def learn(out: Path, stages: Path | None, choice: tuple[Any, Any]) -> tuple[dict
     out.mkdir()
     run = Run(small.base(), small.tokenizer(), small.rows(), recipe(*choice), out, "tiny", 4, Progress())
     if stages is not None:
-        run.stages, run.shared = stages, True
+        run.stages = Stages(stages, run.model, shared=True)
     selection = dict(run.learn())
     return selection, {k: v.clone() for k, v in run.model.state_dict().items() if "mogu_" in k}
 

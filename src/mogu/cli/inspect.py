@@ -25,6 +25,7 @@ def inspect(
     dtype: options.Dtype = None,
     device: options.Device = None,
     quantize: options.Quantize = None,
+    offload: options.Offload = None,
     config: options.Config = None,
 ) -> None:
     """Show as a page what the routers make of a prompt and its answer, token by token and layer by layer."""
@@ -33,7 +34,9 @@ def inspect(
     from mogu.data.rows import write_text
     from mogu.inspect import read, render
 
-    loaded = loading.load(model, adapter, template=template, dtype=dtype, device=device, quantize=quantize)
+    loaded = loading.load(
+        model, adapter, template=template, dtype=dtype, device=device, quantize=quantize, offload=offload
+    )
     settings = loading.routing_options(
         loaded, routed_tokens=routed_tokens, dial=dial, handover=handover, risk_threshold=risk_threshold
     )

@@ -25,6 +25,7 @@ from mogu.train.check import check_data
 from mogu.train.checkpoints import storage
 from mogu.train.run import Run
 from mogu.train.selection import Balance
+from mogu.train.stages import Stages
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -134,7 +135,7 @@ class _Search:
         recipe = settle(self.recipe, values)
         write_text(folder / RECIPE_FILE, recipe.to_yaml())
         run = Run(self.base, self.tokenizer, self.rows, recipe, folder, self.model_name, self.batch_size, progress)
-        run.stages, run.shared, run.track = self.folder / "stages", True, self.track
+        run.stages, run.track = Stages(self.folder / "stages", run.model, shared=True), self.track
         record: dict[str, Any] = {
             "number": number,
             "values": dict(values),

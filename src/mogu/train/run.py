@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import PeftModel, get_peft_model
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import TrainerCallback, set_seed
 
@@ -28,7 +27,6 @@ from mogu.adapter import store
 from mogu.adapter.config import MoguConfig, Stage
 from mogu.adapter.model import active_config, fold_routers, mogu_layers, set_shift, set_stage
 from mogu.data.rows import Row, fingerprint, instruction_of, write_text
-from mogu.errors import DivergedError
 from mogu.offload import is_offloaded
 from mogu.progress import Progress
 from mogu.quantization import check_trainable, quantization_of
@@ -36,7 +34,7 @@ from mogu.recipe import RECIPE_FILE, ComputeRecipe, Recipe, ResponderRecipe, rou
 from mogu.train.batches import Encoder, PairCollator, RouterCollator, answer_logits
 from mogu.train.card import model_card
 from mogu.train.check import check_data
-from mogu.train.checkpoints import keep_whole, read_checkpoint, save_tensors, step_of, storage
+from mogu.train.checkpoints import keep_whole, save_tensors, step_of, storage
 from mogu.train.drift import Drift
 from mogu.train.fit import fit_routers
 from mogu.train.losses import response_cross_entropy
@@ -57,6 +55,7 @@ from mogu.train.selection import (
 )
 from mogu.train.sharding import shard_base
 from mogu.train.shares import share_of
+from mogu.train.stages import Stages
 from mogu.train.track import reporters, trackers
 from mogu.train.trainers import (
     JsonlLog,
@@ -74,8 +73,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 LOG_FILE = "training.jsonl"
-_TRAINED = ("glad", "unwill", "routers")
-"""Stages that leave tensors."""
 RESPONDERS: tuple[tuple[Stage, str], ...] = (
     ("glad", "glad responder: learns always to help"),
     ("unwill", "unwilling responder: learns always to refuse"),
@@ -162,10 +159,6 @@ class Run:
         self.track: tuple[str, ...] = ()
         self.tokenizer = tokenizer
         self.train_rows = [row for row in rows if row.split == "train"]
-        self.stages = out / "stages"
-        self.shared = False
-        """Whether ``stages`` serves several runs: stages are kept under their hashes, and the checkpoints of a
-        responder stay, for runs that take another one of the same training."""
         self.done = ""
         """Hash of all that the last finished stage depends on."""
         self.data_hash = _hash([asdict(row) for row in rows])
@@ -174,6 +167,7 @@ class Run:
         self.model = get_peft_model(base, self._config(base), autocast_adapter_dtype=True)
         if processes.sharded():
             shard_base(self.model)
+        self.stages = Stages(out / "stages", self.model)
         self.ask = Respondent(self.model, tokenizer, recipe.template, batch_size)
 
     def _config(self, base: PreTrainedModel) -> MoguConfig:
@@ -192,22 +186,21 @@ class Run:
 
     def all_stages(self) -> Trained:
         """Train what is not finished, stage after stage, and save the adapter."""
-        self.stages.mkdir(parents=True, exist_ok=True)
         processes.from_main(lambda: write_text(self.out / RECIPE_FILE, self.recipe.to_yaml()))
         selection = dict(self.learn())
         balanced = _hash([self.done, asdict(self.recipe.balance)])
         selection["balance"] = [asdict(b) for b in self._balance(balanced)]
         self._calibrate(balanced)
-        processes.from_main(self._clear_leftovers)
+        processes.from_main(self.stages.clear_leftovers)
         return Trained(self.model, self._save(selection), selection)
 
     def learn(self) -> Iterator[tuple[str, list[dict[str, Any]]]]:
         """Train what is not finished: after each of glad, unwill and routers, its name and its checkpoints."""
-        self.stages.mkdir(parents=True, exist_ok=True)
+        self.stages.folder.mkdir(parents=True, exist_ok=True)
         for stage, text in RESPONDERS:
             recipe: ResponderRecipe = getattr(self.recipe, stage)
             done = _hash([self.done, asdict(self.recipe.adapter), asdict(recipe), self._inputs()])
-            checks = self._finished(stage, done)
+            checks = self.stages.finished(stage, done)
             if checks is None:
                 self.progress.begin(stage, text)
                 checks = [asdict(c) for c in self._responder(stage, recipe, done)]
@@ -216,18 +209,14 @@ class Run:
             self.done = done
             yield stage, checks
         done = _hash([self.done, asdict(self.recipe.routers)])
-        routers = self._finished("routers", done)
+        routers = self.stages.finished("routers", done)
         if routers is None:
             routers = [asdict(c) for c in self._routers(done)]
-            self._finish("routers", done, routers)
+            self.stages.finish("routers", done, routers)
             if processes.is_main():
-                shutil.rmtree(self.place("routers", done, "work"), ignore_errors=True)
+                shutil.rmtree(self.stages.place("routers", done, "work"), ignore_errors=True)
         self.done = done
         yield "routers", routers
-
-    def place(self, stage: str, inputs: str, kind: str) -> Path:
-        """Where a stage with these inputs keeps its ``json``, ``safetensors`` or ``work``."""
-        return self.stages / (f"{stage}-{inputs}.{kind}" if self.shared else f"{stage}.{kind}")
 
     def _inputs(self) -> list[Any]:
         compute = asdict(self.recipe.compute)
@@ -245,9 +234,9 @@ class Run:
         if recipe.checkpoint is not None:
             steps = min(steps, max(recipe.checkpoint // per_step, 1))
         every = min(max(recipe.checkpoint_pairs // per_step, 1), steps)
-        others = self._tensors_without(stage) if self.shared else {}
-        common = self.shared and steps % every == 0  # a longer training saves no other checkpoint
-        folder = self._work_folder(stage, self._training(recipe) if common else inputs)
+        others = self.stages.tensors_without(stage) if self.stages.shared else {}
+        common = self.stages.shared and steps % every == 0  # a longer training saves no other checkpoint
+        folder = self.stages.work_folder(stage, self._training(recipe) if common else inputs)
         checks_of, log = responder_rows(self.rows), folder / "checks.jsonl"
         watch = CheckpointWatch(self.ask, stage, checks_of, log, per_step, recipe, self._drift(encode))
         collate = self._pair_collator(encode, pairs, stage)
@@ -266,11 +255,11 @@ class Run:
         self._run_trainer(trainer, folder, watch)
         checks = [check for check in watch.checks if check.pairs <= steps * per_step]
         best = best_checkpoint(checks) if recipe.checkpoint is None else checks[-1]
-        self._load_checkpoint(folder / f"checkpoint-{best.pairs // per_step}")
-        self._load(others)
+        self.stages.load_checkpoint(folder / f"checkpoint-{best.pairs // per_step}")
+        self.stages.load(others)
         checks = [dataclasses.replace(c, chosen=c is best) for c in checks]
-        self._finish(stage, inputs, [asdict(c) for c in checks])
-        if processes.is_main() and not self.shared:
+        self.stages.finish(stage, inputs, [asdict(c) for c in checks])
+        if processes.is_main() and not self.stages.shared:
             shutil.rmtree(folder)
         return checks
 
@@ -278,11 +267,6 @@ class Run:
         """Hash of what a responder's training depends on, whichever checkpoint of it is taken."""
         whole = dataclasses.replace(recipe, checkpoint=None, stop_when_good=False)
         return _hash([asdict(self.recipe.adapter), asdict(whole), self._inputs()])
-
-    def _tensors_without(self, stage: str) -> dict[str, torch.Tensor]:
-        """Copies of the other tensors: checkpoints of a shared training have those of the run that began it."""
-        own = f"mogu_{stage}_A", f"mogu_{stage}_B"
-        return {k: v.clone() for k, v in self._tensors().items() if not any(name in k for name in own)}
 
     def _pair_collator(self, encode: Encoder, pairs: Sequence[Row], stage: Stage) -> PairCollator | PackedCollator:
         refuses = stage == "unwill"
@@ -313,7 +297,7 @@ class Run:
         if last is not None:
             over = step_of(last) >= trainer.args.max_steps  # or Trainer would take one more step
             if over or (watch is not None and not watch.knows(step_of(last))):
-                self._load_checkpoint(last)
+                self.stages.load_checkpoint(last)
             if (watch is not None and watch.catch_up(step_of(last))) or over:
                 return
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
@@ -370,7 +354,7 @@ class Run:
                 progress=self.progress.update,
             )
             # Layer after layer, nothing of a fit can be shared: all fit the same, and the main one's numbers count.
-            self._load(processes.from_main(self._tensors))
+            self.stages.load(processes.from_main(self.stages.tensors))
             self.progress.end(f"{len(mogu_layers(self.model))} layers")
         if recipe.epochs == 0:
             return []
@@ -393,7 +377,7 @@ class Run:
         per_step = recipe.batch_size * recipe.accumulation
         steps = -(-len(rows) // per_step) * recipe.epochs
         every = steps // recipe.epochs if recipe.checkpoint_rows is None else recipe.checkpoint_rows // per_step
-        folder = self._work_folder("routers", inputs)
+        folder = self.stages.work_folder("routers", inputs)
         watch = None
         if recipe.select == "validation":
             watch = RouterWatch(
@@ -423,15 +407,15 @@ class Run:
         checks = watch.checks
         best = best_routers(checks)
         if best.pairs == 0:
-            self._load(load_file(folder / "start.safetensors"))
+            self.stages.load(load_file(folder / "start.safetensors"))
         else:
-            self._load_checkpoint(folder / f"checkpoint-{best.pairs // per_step}")
+            self.stages.load_checkpoint(folder / f"checkpoint-{best.pairs // per_step}")
         return [dataclasses.replace(c, chosen=c is best) for c in checks]
 
     def _watch_start(self, watch: RouterWatch, file: Path) -> None:
         """What the routers do before the first step, once: training that makes nothing better is not taken."""
         if not watch.knows(0):
-            processes.from_main(lambda: save_tensors(self._tensors(), file))
+            processes.from_main(lambda: save_tensors(self.stages.tensors(), file))
             watch.catch_up(0)
 
     # --- balance ---
@@ -441,19 +425,19 @@ class Run:
         if len(recipe.shifts) == 1:
             set_shift(self.model, recipe.shifts[0])
             return []
-        finished = self._finished("balance", inputs)
+        finished = self.stages.finished("balance", inputs)
         if finished is not None:
             trials = [Balance(**entry) for entry in finished]
             set_shift(self.model, next(t.shift for t in trials if t.chosen))
             return trials
         set_stage(self.model, "routed")
         self.progress.begin("balance", "balance: weighs refusals of malicious against those of benign prompts")
-        before = [Balance(**entry) for entry in self._finished("balance.part", inputs) or []]
+        before = [Balance(**entry) for entry in self.stages.finished("balance.part", inputs) or []]
         seen = list(before)
 
         def note(trial: Balance) -> None:
             seen.append(trial)
-            self._finish("balance.part", inputs, [asdict(t) for t in seen])
+            self.stages.finish("balance.part", inputs, [asdict(t) for t in seen])
             self.progress.update(len(seen), len(recipe.shifts))
 
         trials = choose_shift(self.ask, self.rows, recipe, before, note)
@@ -462,20 +446,20 @@ class Run:
             f"shift {chosen.shift:+g} refuses {chosen.malicious_refused:.0%} of malicious, "
             f"{chosen.benign_refused:.0%} of benign, {chosen.borderline_refused:.0%} of borderline validation prompts"
         )
-        self._finish("balance", inputs, [asdict(t) for t in trials])
-        processes.from_main(lambda: (self.stages / "balance.part.json").unlink(missing_ok=True))
+        self.stages.finish("balance", inputs, [asdict(t) for t in trials])
+        self.stages.drop("balance.part", inputs)
         return trials
 
     # --- risk ---
 
     def _calibrate(self, inputs: str) -> None:
         """Fit what turns router logits into a risk, and let the hand-over be what the recipe says."""
-        found = self._finished("risk", inputs)
+        found = self.stages.finished("risk", inputs)
         if found is None:
             self.progress.begin("risk", "risk: calibrates the routers on validation prompts")
             fitted = fit_risk(self.ask, self.rows)
             found = [] if fitted is None else [fitted]
-            self._finish("risk", inputs, found)
+            self.stages.finish("risk", inputs, found)
             self.progress.end(f"log loss {fitted['prompt']['log_loss']:.2g}" if fitted else "too few validation rows")
         config, recipe = active_config(self.model), self.recipe.balance
         config.risk = found[0] if found else None
@@ -506,65 +490,6 @@ class Run:
         }
         self.model.eval()
         return processes.from_main(lambda: store.save(self.model, self.out / "adapter", files))
-
-    def _finished(self, stage: str, inputs: str) -> list[dict[str, Any]] | None:
-        """The report of a finished stage with the same inputs, its tensors loaded; else ``None``."""
-        try:
-            record = json.loads(self.place(stage, inputs, "json").read_text(encoding="utf-8"))
-            if record["inputs"] != inputs:
-                return None
-            if stage in _TRAINED:
-                self._load(load_file(self.place(stage, inputs, "safetensors")))
-            report: list[dict[str, Any]] = record["report"]
-            return report
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError):
-            return None
-
-    def _finish(self, stage: str, inputs: str, report: list[dict[str, Any]]) -> None:
-        processes.from_main(lambda: self._write(stage, inputs, report))
-
-    def _write(self, stage: str, inputs: str, report: list[dict[str, Any]]) -> None:
-        record = self.place(stage, inputs, "json")
-        if stage in _TRAINED:
-            # Without the record of other inputs first, an interruption between the files would match it with these.
-            record.unlink(missing_ok=True)
-            tensors = self._tensors()
-            if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
-                raise DivergedError(f"the {stage} stage ends in weights that are not finite; load the base as float32")
-            save_tensors(tensors, self.place(stage, inputs, "safetensors"))
-        write_text(record, json.dumps({"inputs": inputs, "report": report}, indent=1))
-
-    def _tensors(self) -> dict[str, torch.Tensor]:
-        return {k: v.contiguous() for k, v in self.model.state_dict().items() if "mogu_" in k}
-
-    def _clear_leftovers(self) -> None:
-        """Remove what killed runs left among the stages: checkpoints, and files under a temporary name."""
-        for path in self.stages.iterdir():
-            if path.is_dir():
-                shutil.rmtree(path)
-            elif path.suffix not in (".json", ".safetensors"):
-                path.unlink()
-
-    def _load_checkpoint(self, checkpoint: Path) -> None:
-        self._load(read_checkpoint(checkpoint, self.model))
-
-    def _load(self, tensors: dict[str, torch.Tensor]) -> None:
-        result = self.model.load_state_dict(tensors, strict=False)
-        if result.unexpected_keys:
-            raise ValueError(f"unknown tensor {result.unexpected_keys[0]}")
-
-    def _work_folder(self, stage: str, inputs: str) -> Path:
-        """Folder of Trainer's checkpoints, emptied if it belongs to other inputs."""
-        return processes.from_main(lambda: _emptied(self.place(stage, inputs, "work"), inputs))
-
-
-def _emptied(folder: Path, inputs: str) -> Path:
-    marker = folder / "inputs"
-    if not marker.is_file() or marker.read_text() != inputs:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        marker.write_text(inputs)
-    return folder
 
 
 def _hash(value: Any) -> str:
