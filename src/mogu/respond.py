@@ -68,10 +68,7 @@ def response_ids(
     What the template begins every prompt with is read once a batch, where the model says the same with that.
     """
     ids = [prompt_ids(tokenizer, prompt, template=template) for prompt in prompts]
-    shared: list[int] = []
-    if len(ids) >= FEW_PROMPTS and "num_beams" not in options:
-        prefix = template_prefix(tokenizer, template)
-        shared = prefix if shares(model, tokenizer, prefix, ids) else []
+    shared = [] if "num_beams" in options else shared_beginning(model, tokenizer, ids, template)
     options = {"do_sample": False, "max_new_tokens": max_new_tokens, **options}
     for indices in by_length(ids, batch_size):
         group = [ids[index] for index in indices]
@@ -83,6 +80,16 @@ def response_ids(
                 batch = pad_prompts(tokenizer, group, model.device)
                 output = model.generate(**batch, **options)
         yield from zip(indices, output[:, batch["input_ids"].shape[1] :], strict=True)
+
+
+def shared_beginning(
+    model: Any, tokenizer: PreTrainedTokenizerBase, ids: Sequence[Sequence[int]], template: str | None
+) -> list[int]:
+    """What the template begins every prompt with, if it is worth reading once and ``model`` says the same with that."""
+    if len(ids) < FEW_PROMPTS:
+        return []
+    prefix = template_prefix(tokenizer, template)
+    return prefix if shares(model, tokenizer, prefix, ids) else []
 
 
 def _given(model: Any, ids: torch.Tensor, shared: int) -> dict[str, Any]:

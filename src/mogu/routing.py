@@ -1,4 +1,4 @@
-"""What the routers make of prompts, read in one forward pass."""
+"""What the routers make of prompts, read in one forward pass; what all begin with is read once a batch."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mogu.adapter.model import active_config, mogu_layers, recorded_logits
-from mogu.chat import Message
+from mogu.chat import Message, pad_prompts, prompt_ids
 from mogu.errors import AdapterError
-from mogu.respond import batches
+from mogu.prefix import fits, pad_after, prefilled
+from mogu.respond import by_length, shared_beginning
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -53,13 +54,30 @@ def logits_after_prompt(
 
     Arguments are those of :func:`weights_after_prompt`.
     """
+    ids = [prompt_ids(tokenizer, prompt, template=template) for prompt in prompts]
+    shared = shared_beginning(model, tokenizer, ids, template)
     found = torch.zeros(2, len(mogu_layers(model)), len(prompts))
-    for indices, batch in batches(tokenizer, prompts, batch_size, template, model.device):
+    for indices in by_length(ids, batch_size):
         with torch.inference_mode(), recorded_logits(model) as logits:
-            positions = (batch["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)
-            model(**batch, position_ids=positions, use_cache=False, logits_to_keep=1)
+            _read(model, tokenizer, shared, [ids[index] for index in indices])
             each = logits()
         if each is None:
             raise AdapterError("no router logits were recorded: the adapter is disabled or not in the routed stage")
         found[:, :, indices] = each[..., -1].float().cpu()
     return found
+
+
+def _read(
+    model: Any, tokenizer: PreTrainedTokenizerBase, shared: Sequence[int], group: Sequence[Sequence[int]]
+) -> None:
+    """One forward of prompts that end in the last column; what they share is read before, once."""
+    together = bool(shared) and fits(shared, group)
+    if together:
+        batch = pad_after(tokenizer, shared, group, model.device)
+    else:
+        batch = pad_prompts(tokenizer, group, model.device)
+    ids, mask, read = batch["input_ids"], batch["attention_mask"], len(shared) if together else 0
+    cache = prefilled(model, ids[:1, :read], len(group)) if together else None
+    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, read:]
+    options = {"past_key_values": cache, "use_cache": together, "logits_to_keep": 1}
+    model(input_ids=ids[:, read:], attention_mask=mask, position_ids=positions, **options)

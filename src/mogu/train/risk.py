@@ -20,6 +20,7 @@ from mogu.data.answers import affirmation_for, refusal_for
 from mogu.data.rows import Row
 from mogu.respond import by_length
 from mogu.respond import response_ids as responses
+from mogu.routing import logits_after_prompt
 from mogu.train.fit import fit_probe
 from mogu.train.selection import Respondent, validation_groups
 
@@ -50,8 +51,9 @@ def fit_risk(ask: Respondent, rows: Sequence[Row]) -> dict[str, Any] | None:
         return None
     was_training = ask.model.training
     ask.model.eval()
-    prompts = [prompt_ids(ask.tokenizer, row.instruction, template=ask.template) for row in everyone]
-    after = torch.stack([tokens[-1] for tokens in _read(ask, prompts, [1] * len(prompts))])
+    texts = [row.instruction for row in everyone]
+    logits = logits_after_prompt(ask.model, ask.tokenizer, texts, batch_size=ask.batch_size, template=ask.template)
+    after = margins(logits)
     y = torch.tensor([float(row.label == "malicious") for row in everyone])
     found = {"prompt": best_fit(after, y, _folds(everyone)), "answer": _answers(ask, rows)}
     ask.model.train(was_training)
