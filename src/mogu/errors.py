@@ -30,6 +30,10 @@ class GenerationError(MoguError, ValueError):
     """A decoding option that routed decoding does not support."""
 
 
+class QueueFullError(MoguError):
+    """A server has as many requests waiting as it may; come back later."""
+
+
 class TrainingError(MoguError):
     """Training cannot start, or cannot go on."""
 

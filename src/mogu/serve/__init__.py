@@ -1,0 +1,1 @@
+"""An OpenAI-compatible server: ``requests`` (what is asked and answered) → engine → HTTP."""
