@@ -115,8 +115,36 @@ def test_what_cannot_be_loaded_is_one_line(wrong: str, message: str) -> None:
     assert len(str(caught.value)) < 500
 
 
+@pytest.mark.parametrize(
+    ("known", "expected"),
+    [({"avx512_bf16": True}, torch.bfloat16), ({"bf16": True}, torch.bfloat16), ({"avx2": True}, torch.float32)],
+)
+def test_the_fastest_dtype_is_what_the_processor_multiplies(
+    monkeypatch: pytest.MonkeyPatch, known: dict[str, bool], expected: torch.dtype
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known)
+    assert models.parse_dtype("fastest", device="cpu") == expected
+
+
+def test_a_frozen_head_reads_the_last_tokens_without_copies_of_its_weight(folder: Path) -> None:
+    model, _ = load_base(folder, device="cpu")
+    model.requires_grad_(False)
+    read = []
+    model.lm_head.register_forward_pre_hook(lambda head, args: read.append(args[0]))
+    ids = tiny.prompts(6)[0]
+    with torch.no_grad():
+        model(input_ids=ids, logits_to_keep=1)
+    assert read[0].shape[:2] == (len(ids), 1)
+    assert read[0].is_contiguous()
+    hooks = len(model.lm_head._forward_pre_hooks)
+    models.spare_head(model)
+    assert len(model.lm_head._forward_pre_hooks) == hooks
+
+
 def test_an_unknown_dtype_is_refused(folder: Path) -> None:
-    with pytest.raises(ConfigError, match="unknown dtype 'float8'; choose from float32, bfloat16, float16, auto"):
+    with pytest.raises(
+        ConfigError, match="unknown dtype 'float8'; choose from float32, bfloat16, float16, auto, fastest"
+    ):
         load_base(folder, dtype="float8")
 
 

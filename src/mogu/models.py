@@ -26,6 +26,7 @@ from mogu.quantization import keep_differentiable, quantization_config, quantiza
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 EMBEDDED = "smollm2"
@@ -35,7 +36,7 @@ EMBEDDED_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 _CACHE_FORMAT = 1
 _STAMP = "mogu-cache.json"
-_DTYPES = ("float32", "bfloat16", "float16", "auto")
+_DTYPES = ("float32", "bfloat16", "float16", "auto", "fastest")
 
 
 def cache_dir() -> Path:
@@ -58,8 +59,8 @@ def load_base(
 
     Args:
         model: ``"smollm2"``, a hub id, a local folder, or a ``.gguf`` file.
-        dtype: Parameter dtype, ``"auto"`` for the checkpoint's own; ``None`` is float32, or bfloat16 beside quantized
-            weights.
+        dtype: Parameter dtype, ``"auto"`` for the checkpoint's own, ``"fastest"`` for bfloat16 where the device
+            multiplies it in hardware and float32 elsewhere; ``None`` is float32, or bfloat16 beside quantized weights.
         device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, …; ``None`` picks CUDA where there is one, each of several
             processes its own.
         quantize: ``"4bit"`` or ``"8bit"`` through bitsandbytes, ``"torchao-8bit"`` or, on CUDA, ``"torchao-4bit"``.
@@ -80,7 +81,7 @@ def load_base(
     place = default_device(processes.own_device(device))
     source = _locate(str(model))
     options: dict[str, Any] = dict(source.options)
-    options["dtype"] = parse_dtype(dtype, quantize)
+    options["dtype"] = parse_dtype(dtype, quantize, place)
     if quantize is not None:
         if offload is not None:
             raise ConfigError("quantized layers cannot be offloaded; take either --quantize or --offload")
@@ -97,12 +98,29 @@ def load_base(
     if "gguf_file" in options:
         _forget_gguf(base)
     keep_differentiable(base)
+    spare_head(base)
     base.mogu_offload_folder = folder  # removed with the base
     if "device_map" not in options and quantization_of(base) not in ("4bit", "8bit"):  # which stay where they are
         base = base.to(place)
     base.eval()
     _set_generation_tokens(base, tokenizer)
     return base, tokenizer
+
+
+def spare_head(base: nn.Module) -> None:
+    """Let the vocabulary projection of ``base`` read contiguous states. Safe to call again.
+
+    For the last tokens of longer rows, which lie apart in memory, torch's product copies a frozen weight once for every
+    row: seconds for 32 rows and 49,152 tokens.
+    """
+    find: Any = getattr(base, "get_output_embeddings", None)
+    head = None if find is None else find()
+    if head is not None and _contiguous not in head._forward_pre_hooks.values():
+        head.register_forward_pre_hook(_contiguous)
+
+
+def _contiguous(head: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(one.contiguous() if hasattr(one, "contiguous") else one for one in args)
 
 
 def load_tokenizer(model: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -161,8 +179,10 @@ def _locate(model: str) -> _Source:
     return _Source(model)
 
 
-def parse_dtype(dtype: str | torch.dtype | None, quantize: str | None = None) -> torch.dtype | str:
-    """``dtype`` of :func:`load_base` as torch's, or ``"auto"``.
+def parse_dtype(
+    dtype: str | torch.dtype | None, quantize: str | None = None, device: str | None = None
+) -> torch.dtype | str:
+    """``dtype`` of :func:`load_base` as torch's, or ``"auto"``; ``device`` is where the model will lie.
 
     Raises:
         ConfigError: An unknown one.
@@ -175,8 +195,20 @@ def parse_dtype(dtype: str | torch.dtype | None, quantize: str | None = None) ->
         return dtype
     if dtype not in _DTYPES:
         raise ConfigError(f"unknown dtype {dtype!r}; choose from {', '.join(_DTYPES)}")
+    if dtype == "fastest":
+        return torch.bfloat16 if multiplies_bfloat16(default_device(device)) else torch.float32
     found: torch.dtype = getattr(torch, dtype)
     return found
+
+
+def multiplies_bfloat16(device: str) -> bool:
+    """Whether ``device`` has instructions for products in bfloat16; without them these are slower than float32."""
+    import torch
+
+    if device.startswith("cuda"):
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return device == "cpu" and any(known.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 def _placement(

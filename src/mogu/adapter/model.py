@@ -19,6 +19,7 @@ from mogu.adapter.fused import fuse
 from mogu.adapter.layer import MoguLayer, MoguLinear
 from mogu.adapter.router import FactoredRouter
 from mogu.errors import AdapterError
+from mogu.models import spare_head
 from mogu.offload import execution_device
 from mogu.prefix import prefilled
 
@@ -52,6 +53,10 @@ class MoguModel(BaseTuner):
                 )
             peft_config.target_modules = list(TARGET_MODULES[model_type])
         return peft_config
+
+    def _mark_only_adapters_as_trainable(self, model: nn.Module) -> None:
+        super()._mark_only_adapters_as_trainable(model)
+        spare_head(model)
 
     def _create_and_replace(
         self,

@@ -18,4 +18,4 @@ def demo(
     config: options.Config = None,
 ) -> None:
     """Harden the embedded model SmolLM2-135M with the quickstart recipe: offline, on a CPU."""
-    run(EMBEDDED, recipe="quickstart", out=out, fast=fast)
+    run(EMBEDDED, recipe="quickstart", out=out, fast=fast, dtype="fastest")

@@ -99,7 +99,11 @@ Track = Annotated[
     ),
 ]
 Dtype = Annotated[
-    str | None, typer.Option(metavar="TYPE", help="float32 (default), bfloat16, float16, or auto: the checkpoint's.")
+    str | None,
+    typer.Option(
+        metavar="TYPE",
+        help="float32 (default), bfloat16, float16, auto: the checkpoint's, or fastest: bfloat16 where it is quick.",
+    ),
 ]
 Device = Annotated[
     str | None, typer.Option(metavar="DEVICE", help="cpu, cuda, cuda:1, …; default: CUDA where there is one.")

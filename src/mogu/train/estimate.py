@@ -126,7 +126,7 @@ def weigh(
         ConfigError: An unknown dtype, or an offload that leaves no room for one layer.
     """
     base, place = empty_base(model), default_device(device)
-    kind = parameter_dtype(base, parse_dtype(dtype, quantize))
+    kind = parameter_dtype(base, parse_dtype(dtype, quantize, place))
     quantize = quantize or saved_quantization(base.config)
     weights = quantized_bytes(base, quantize, kind.itemsize)
     if offload is not None:

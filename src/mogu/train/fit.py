@@ -20,12 +20,14 @@ import torch
 from torch import nn
 
 from mogu.adapter.layer import MoguLinear
-from mogu.adapter.model import mogu_layers, plain_base, set_shift, set_stage
+from mogu.adapter.model import decoder_layers, mogu_layers, plain_base, set_shift, set_stage
 from mogu.adapter.router import FoldedRouter
 from mogu.data.rows import Row
 from mogu.errors import TrainingError
+from mogu.offload import is_offloaded
 from mogu.train.batches import Encoded, Encoder
 from mogu.train.layout import Layout, packed, packs_alike, padded
+from mogu.train.pieces import in_pieces, piece_lines
 
 FOLDS = 4
 _FOLD_STEPS = 20
@@ -60,37 +62,72 @@ def fit_probe(
     Returns:
         ``(w, b)``, (d,) and (1,) float32, for inputs as given.
     """
-    mean = weight @ x
-    scale = (weight @ (x - mean).square()).sqrt().clamp(min=1e-6)
-    if not standardise:
-        scale = torch.ones_like(scale)
-    inputs = torch.cat([(x - mean) / scale, x.new_ones(len(x), 1)], dim=1)
-    ridge = x.new_full((inputs.shape[1],), l2)
-    ridge[-1] = 0
-    curvature = (inputs * weight[:, None]).T @ inputs / 4 + torch.diag(ridge + 1e-6)
-    factor = torch.linalg.cholesky(curvature)
+    problem = Standardised(x)
+    moments = problem.moments(weight)
+    return problem.fit(moments, slice(None), y, weight, l2, steps, standardise=standardise)
 
-    def unwhiten(z: torch.Tensor) -> torch.Tensor:
-        return torch.linalg.solve_triangular(factor.T, z[:, None], upper=True)[:, 0]
 
-    z = x.new_zeros(inputs.shape[1])
-    optimizer = torch.optim.LBFGS(
-        [z], max_iter=steps, history_size=20, tolerance_grad=1e-5, line_search_fn="strong_wolfe"
-    )
+class Standardised:
+    """Inputs of several fits that share rows, shifted and scaled once; a fit is the same whatever they are shifted by.
 
-    def closure() -> torch.Tensor:
+    A fit without some rows differs in its moments and in its ridge, which is on weights for inputs standardised over
+    the rows that are there.
+    """
+
+    def __init__(self, x: torch.Tensor) -> None:
+        """``x``: (n, d) float32."""
+        self.mean = x.mean(dim=0)
+        self.scale = (x - self.mean).square().mean(dim=0).sqrt().clamp(min=1e-6)
+        self.inputs = torch.cat([(x - self.mean) / self.scale, x.new_ones(len(x), 1)], dim=1)
+
+    def moments(self, weight: torch.Tensor, rows: torch.Tensor | slice = slice(None)) -> torch.Tensor:
+        """Sums of products of the inputs of ``rows``, (d + 1, d + 1); those of disjoint rows add up.
+
+        ``weight`` is of these rows, (n,).
+        """
+        inputs = self.inputs[rows]
+        return (inputs * weight[:, None]).T @ inputs
+
+    def fit(
+        self,
+        moments: torch.Tensor,
+        rows: torch.Tensor | slice,
+        y: torch.Tensor,
+        weight: torch.Tensor,
+        l2: float,
+        steps: int,
+        *,
+        standardise: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As :func:`fit_probe`, on ``rows`` with their ``moments``; ``y`` and ``weight`` are of these rows."""
+        inputs = self.inputs[rows]
+        mean = moments[:-1, -1]
+        spread = moments.diagonal()[:-1] - mean.square()
+        spread = spread.clamp(min=1e-6) if standardise else self.scale.reciprocal().square()
+        ridge = torch.cat([l2 * spread, spread.new_zeros(1)])
+        factor = torch.linalg.cholesky(moments / 4 + torch.diag(ridge + 1e-6))
+
+        def unwhiten(z: torch.Tensor) -> torch.Tensor:
+            return torch.linalg.solve_triangular(factor.T, z[:, None], upper=True)[:, 0]
+
+        z = inputs.new_zeros(inputs.shape[1])
+        optimizer = torch.optim.LBFGS(
+            [z], max_iter=steps, history_size=20, tolerance_grad=1e-5, line_search_fn="strong_wolfe"
+        )
+
+        def closure() -> torch.Tensor:
+            theta = unwhiten(z)
+            logits = inputs @ theta
+            loss = weight @ nn.functional.binary_cross_entropy_with_logits(logits, y, reduction="none")
+            loss = loss + (ridge * theta.square()).sum() / 2
+            gradient = inputs.T @ (weight * (torch.sigmoid(logits) - y)) + ridge * theta
+            z.grad = torch.linalg.solve_triangular(factor, gradient[:, None], upper=False)[:, 0]
+            return loss
+
+        optimizer.step(closure)
         theta = unwhiten(z)
-        logits = inputs @ theta
-        loss = weight @ nn.functional.binary_cross_entropy_with_logits(logits, y, reduction="none")
-        loss = loss + (ridge * theta.square()).sum() / 2
-        gradient = inputs.T @ (weight * (torch.sigmoid(logits) - y)) + ridge * theta
-        z.grad = torch.linalg.solve_triangular(factor, gradient[:, None], upper=False)[:, 0]
-        return loss
-
-    optimizer.step(closure)
-    theta = unwhiten(z)
-    w = theta[:-1] / scale
-    return w, (theta[-1] - w @ mean).reshape(1)
+        w = theta[:-1] / self.scale
+        return w, (theta[-1] - w @ self.mean).reshape(1)
 
 
 @dataclass(frozen=True)
@@ -150,27 +187,27 @@ def fit_routers(
     """
     if len({row.label for row in rows}) < 2:
         raise TrainingError("routers need benign and malicious rows; the data has only one kind")
-    layers = [layer for _, layer in mogu_layers(model)]
+    layers = mogu_layers(model)
     layout, entries = lay_out(model, encode, rows, borderline_weight, pack, tokens)
     fit = _Fit(model.active_adapter, entries, l2, sharpness, standardise, states == "routed")
     set_stage(model, "routed")
     set_shift(model, 0.0)
-    handles = []
-    for done, layer in enumerate(layers, 1):
-        handles.append(layer.register_forward_pre_hook(fit))
-        if progress is not None:
-            handles.append(layer.register_forward_hook(_counting_hook(progress, done, len(layers))))
-    handles.append(layers[-1].register_forward_hook(_stop_hook))
     was_training = model.training
     model.eval()
+    base = model.get_base_model().base_model
+    below = dict(enumerate(decoder_layers(model)[: layers[-1][0] + 1]))
+    lines = len(entries.lines)
     try:
         plain = plain_base(model) if states == "base" else contextlib.nullcontext()
         with torch.no_grad(), plain, contextlib.suppress(_AllFitted):
-            model.get_base_model().base_model(**layout.inputs, use_cache=False)
+            size = lines if is_offloaded(model) else piece_lines(base, layout.inputs, below)
+            stops = {}
+            for done, (index, layer) in enumerate(layers, 1):
+                stops[index] = (layer, _Between(fit, layer, done, len(layers), progress))
+            with in_pieces(below, lines, size, stops):
+                base(**layout.inputs, use_cache=False)
     finally:
-        for handle in handles:
-            handle.remove()
-        for layer in layers:
+        for _, layer in layers:
             layer.override = None
         model.train(was_training)
 
@@ -263,7 +300,7 @@ def _fit_set(
 
 @dataclass(frozen=True)
 class _Fit:
-    """Before a routed projection computes: fits its router on what arrives there."""
+    """Fits the router of a projection on what arrives there."""
 
     name: str
     tokens: FitSet
@@ -272,50 +309,60 @@ class _Fit:
     standardise: bool
     routed: bool
 
-    def __call__(self, layer: nn.Module, args: tuple[Any, ...]) -> None:
-        assert isinstance(layer, MoguLinear)
+    def __call__(self, layer: MoguLinear, states: torch.Tensor) -> torch.Tensor | None:
+        """Logits (lines, columns) float32 to route ``states`` (lines, columns, d_in) by, or ``None``: plain."""
         tokens = self.tokens
-        x = args[0][tokens.line, tokens.column].float()
-        w, b = fit_probe(x, tokens.y, tokens.weight, self.l2, standardise=self.standardise)
+        problem = Standardised(states[tokens.line, tokens.column].float())
+        folds = [tokens.fold == fold for fold in range(FOLDS)]
+        moments = [problem.moments(tokens.weight[own], own) for own in folds]
+        everything = torch.stack(moments).sum(dim=0)
+        w, b = self._probe(problem, everything, slice(None), 50)
         for sign, routers in ((1, layer.mogu_unwill_router), (-1, layer.mogu_glad_router)):
             router = routers[self.name]
             assert isinstance(router, FoldedRouter)
             router.weight.copy_(sign * self.sharpness * w)
             router.bias.copy_(sign * self.sharpness * b)
-        if self.routed:
-            logits = self._out_of_fold(args[0], x)
-            layer.override = (torch.sigmoid(logits), torch.sigmoid(-logits))
-
-    def _out_of_fold(self, states: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """What the layers above see is routed by probes that did not see the row: (lines, columns) float32 logits."""
-        tokens = self.tokens
+        if not self.routed:
+            return None
         logits = states.new_zeros(states.shape[:-1], dtype=torch.float32)
-        for fold in range(FOLDS):
-            others = tokens.fold != fold
-            weight = tokens.weight * others
-            w, b = fit_probe(
-                x[others],
-                tokens.y[others],
-                weight[others] / weight.sum(),
-                self.l2,
-                _FOLD_STEPS,
-                standardise=self.standardise,
-            )
-            mine = tokens.lines == fold
-            logits[mine] = self.sharpness * (states[mine].float() @ w + b)
+        for fold, (own, mine) in enumerate(zip(folds, moments, strict=True)):
+            # What the layers above see is routed by probes that did not see the row.
+            w, b = self._probe(problem, everything - mine, ~own, _FOLD_STEPS)
+            lines = tokens.lines == fold
+            logits[lines] = self.sharpness * (states[lines].float() @ w + b)
         return logits
+
+    def _probe(
+        self, problem: Standardised, moments: torch.Tensor, rows: torch.Tensor | slice, steps: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        y, weight = self.tokens.y[rows], self.tokens.weight[rows]
+        total = weight.sum()
+        return problem.fit(moments / total, rows, y, weight / total, self.l2, steps, standardise=self.standardise)
+
+
+@dataclass(frozen=True)
+class _Between:
+    """What happens when all lines have come to a routed projection."""
+
+    fit: _Fit
+    layer: MoguLinear
+    done: int
+    total: int
+    progress: Callable[[int, int], None] | None
+
+    def __call__(self, states: torch.Tensor) -> Callable[[slice], None]:
+        logits = self.fit(self.layer, states)
+        if self.progress is not None:
+            self.progress(self.done, self.total)
+        if self.done == self.total:
+            raise _AllFitted
+
+        def route(lines: slice) -> None:
+            if logits is not None:
+                self.layer.override = (torch.sigmoid(logits[lines]), torch.sigmoid(-logits[lines]))
+
+        return route
 
 
 class _AllFitted(Exception):
-    """Nothing above the last routed layer needs to be computed."""
-
-
-def _stop_hook(layer: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> None:
-    raise _AllFitted
-
-
-def _counting_hook(progress: Callable[[int, int], None], done: int, total: int) -> Callable[..., None]:
-    def hook(layer: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> None:
-        progress(done, total)
-
-    return hook
+    """Nothing above the last routed projection needs to be computed."""
