@@ -65,7 +65,7 @@ class Fused:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The routed projection of x (..., d_in), given ``base`` = W x (..., d_out), which may be overwritten.
 
-        ``rows`` says which tokens are routed, with which shift; plain ones get ``base`` exactly, as it is multiplied by 1
+        ``rows`` says which tokens are routed, with which shift; plain ones get ``base`` exactly: it is multiplied by 1,
         and 0 is added.
 
         Returns:

@@ -43,7 +43,7 @@ class Rows:
         self.plain = 1 - self.routed
 
     def mixed(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of router logits (tokens, 2): weights, 0 in plain rows, and what W x is multiplied by, (tokens, 1), 1 there."""
+        """Of router logits (tokens, 2): weights, 0 in plain rows, and the factor (tokens, 1) of W x, 1 there."""
         weights = torch.sigmoid(logits + self.offset)
         if self.routed is None or self.plain is None:
             return weights, weights.sum(1, keepdim=True)

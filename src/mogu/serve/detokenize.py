@@ -62,7 +62,7 @@ class TextStream:
 
 
 def decoder(tokenizer: Any) -> Any:
-    """Token ids to text without special tokens; the library's own function where there is one, as it is called often."""
+    """Token ids to text without special tokens; called often, so by the library's core where there is one."""
     core = getattr(tokenizer, "backend_tokenizer", None)
     if core is not None:
         return lambda ids: core.decode(ids, skip_special_tokens=True)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import math
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -23,10 +22,11 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import torch
 
-from mogu.adapter.config import HANDOVERS, MoguConfig
+from mogu.adapter.config import MoguConfig
 from mogu.adapter.model import active_config
 from mogu.adapter.risk import MISSING
 from mogu.errors import GenerationError, MoguError, QueueFullError
+from mogu.serve.checks import check
 from mogu.serve.detokenize import TextStream
 from mogu.serve.prefixes import Prefixes
 from mogu.serve.reader import Depth, Part, Reader
@@ -113,7 +113,7 @@ class LocalEngine:
 
     def submit(self, prompt: Prompt, listener: Listener) -> Ticket:
         """As :meth:`mogu.serve.requests.Engine.submit`."""
-        self._check(prompt)
+        check(prompt, self._context, self.reader.config.vocab_size)
         routing = prompt.routing
         row = Row(
             prompt,
@@ -136,7 +136,7 @@ class LocalEngine:
     def read(self, ids: tuple[int, ...], listener: Listener) -> Ticket:
         """As :meth:`mogu.serve.requests.Engine.read`."""
         prompt = Prompt(tuple(ids), Sampling(max_tokens=1))
-        self._check(prompt)
+        check(prompt, self._context, self.reader.config.vocab_size)
         shift = None if self.adapter is None else self.adapter.shift
         return self._enqueue(Row(prompt, listener, 0, None, None, shift))
 
@@ -168,47 +168,11 @@ class LocalEngine:
     def __exit__(self, *_: object) -> None:
         self.close(drain=False)
 
-    def _check(self, prompt: Prompt) -> None:
-        sampling, routing = prompt.sampling, prompt.routing
-        vocabulary = self.reader.config.vocab_size
-        good: dict[str, tuple[bool, Any]] = {
-            "max_tokens must be at least 1": (sampling.max_tokens >= 1, sampling.max_tokens),
-            "temperature must be at least 0": (0 <= sampling.temperature < math.inf, sampling.temperature),
-            "top_p must be above 0 and at most 1": (0 < sampling.top_p <= 1, sampling.top_p),
-            "top_k must be at least 0": (sampling.top_k >= 0, sampling.top_k),
-            "presence_penalty must be a finite number": (
-                math.isfinite(sampling.presence_penalty),
-                sampling.presence_penalty,
-            ),
-            "frequency_penalty must be a finite number": (
-                math.isfinite(sampling.frequency_penalty),
-                sampling.frequency_penalty,
-            ),
-            "logprobs must be at least 0": ((sampling.logprobs or 0) >= 0, sampling.logprobs),
-            "routed_tokens must be at least 0": ((routing.routed_tokens or 0) >= 0, routing.routed_tokens),
-            f"handover must be one of {', '.join(HANDOVERS)}": (
-                routing.handover is None or routing.handover in HANDOVERS,
-                routing.handover,
-            ),
-            "the dial must be a finite number": (math.isfinite(routing.dial), routing.dial),
-        }
-        for rule, (met, value) in good.items():
-            if not met:
-                raise GenerationError(f"{rule}, not {value!r}")
-        if not prompt.ids:
-            raise GenerationError("the prompt is empty")
-        if not 0 <= min(prompt.ids) <= max(prompt.ids) < vocabulary:
-            raise GenerationError(f"the prompt holds a token id that is not in the vocabulary of {vocabulary}")
-        if len(prompt.ids) + sampling.max_tokens > self._context:
-            raise GenerationError(
-                f"{len(prompt.ids)} tokens of prompt and {sampling.max_tokens} of answer are more than the "
-                f"{self._context} that fit; shorten the prompt or lower max_tokens"
-            )
-
     def _enqueue(self, row: Row) -> Ticket:
         with self._changed:
             if self._closing is not None:
                 raise QueueFullError(_CLOSED)
+            self._queue = deque(row for row in self._queue if not row.cancelled)
             if len(self._queue) >= self.most_waiting:
                 raise QueueFullError(f"{len(self._queue)} answers wait already; come back later")
             self._number += 1
@@ -263,10 +227,10 @@ class LocalEngine:
         except Exception as error:
             log.warning("a forward of %d rows failed: %s: %s", len(rows), type(error).__name__, error)
             told = error.with_traceback(None)
-        for row in rows:
-            if row.slot >= 0:
-                self.reader.slots.clear(row.slot)
-        self._fail(rows, told)
+        left = [row for row in rows if row in self._active]  # others were complete before it failed
+        for row in left:
+            self.reader.slots.clear(row.slot)
+        self._fail(left, told)
         if isinstance(told, (torch.OutOfMemoryError, MemoryError)):
             gc.collect()
             if torch.cuda.is_available():
@@ -421,7 +385,8 @@ class LocalEngine:
 
     def _add(self, row: Row, choice: Choice, seen: Seen, place: int) -> None:
         """One more token of an answer."""
-        assert row.drawer is not None and row.text is not None
+        assert row.drawer is not None
+        assert row.text is not None
         row.tokens.append(choice.token)
         row.drawer.take(choice.token)
         self._generated += 1

@@ -26,7 +26,7 @@ class Prefixes:
         return sum(len(ids) for _, ids in self.kept)
 
     def find(self, shift: float | None, ids: Sequence[int]) -> tuple[int, Any]:
-        """Length and contents of the longest beginning of ``ids`` that is held and leaves something to read; 0 without."""
+        """Length and contents of the longest beginning that is held and leaves something to read; 0 without."""
         best: Key | None = None
         for key in self.kept:
             kind, beginning = key

@@ -104,8 +104,8 @@ class Reader:
         """One forward.
 
         Returns:
-            Logits (rows, vocabulary) after each row's last token, ``None`` where only the lower layers were asked; router
-            logits (2, routed layers, rows, tokens), unwill first, ``None`` without routed rows.
+            Logits (rows, vocabulary) after each row's last token, ``None`` where only the lower layers were asked;
+            router logits (2, routed layers, rows, tokens), unwill first, ``None`` without routed rows.
         """
         width = max(len(part.ids) for part in parts)
         ids, starts, positions, place = self._placed(parts, width)
@@ -203,8 +203,8 @@ class Reader:
                     self.keeps_states = bool(self.below) and self._agrees(self._try_upper)
                     return
         raise ModelError(
-            f"{self.config.model_type} cannot be served: its rows cannot begin and end by themselves in one batch (it keeps "
-            "more than keys and values, or takes no mask for each row); use mogu generate"
+            f"{self.config.model_type} cannot be served: its rows cannot begin and end by themselves in one batch "
+            "(it keeps more than keys and values, or takes no mask for each row); use mogu generate"
         )
 
     def _agrees(self, attempt: Callable[[], Iterator[tuple[torch.Tensor, torch.Tensor]]]) -> bool:

@@ -29,7 +29,7 @@ class Seen:
         calibration: Mapping[str, Any] | None,
         opened: Sequence[bool],
     ) -> Seen:
-        """Of router logits (2, routed layers, rows, tokens); rows not yet ``opened`` are at the end of their prompts."""
+        """Of router logits (2, routed layers, rows, tokens); those not ``opened`` end their prompts."""
         if routers is None:
             return cls(None, shifts, None)
         last = routers[..., -1]

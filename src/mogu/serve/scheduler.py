@@ -12,8 +12,8 @@ def portions(remaining: Sequence[int], budget: int) -> list[int]:
     """How many tokens each row reads before the running rows take their next step.
 
     Rows come in the order in which they were asked for, so a row that reads again for its hand-over comes before newer
-    prompts. What fits is read whole. A prompt longer than the budget is read in parts, and takes half of the budget while
-    others wait: it does not hold them up, and they do not starve it.
+    prompts. What fits is read whole. A prompt longer than the budget is read in parts, and takes half of the budget
+    while others wait: it does not hold them up, and they do not starve it.
 
     Args:
         remaining: Tokens that each row has still to read.
