@@ -339,9 +339,9 @@ def test_what_cannot_be_served_is_said_at_the_start() -> None:
         LocalEngine(tiny.base("bloom"), tiny.tokenizer())
     with pytest.raises(AdapterError, match="not in the routed stage"):
         LocalEngine(tiny.adapted("llama", stage="glad"), tiny.tokenizer())
-    with LocalEngine(tiny.adapted("llama"), tiny.tokenizer(), kv_tokens=200) as engine:
-        with pytest.raises(GenerationError, match="no risk calibration"):
-            ask(engine, PROMPTS[0], handover="risk")
+    engine = LocalEngine(tiny.adapted("llama"), tiny.tokenizer(), kv_tokens=200)
+    with engine, pytest.raises(GenerationError, match="no risk calibration"):
+        ask(engine, PROMPTS[0], handover="risk")
 
 
 def test_many_short_requests_leave_nothing_behind(llama: Any) -> None:
