@@ -213,13 +213,13 @@ def test_what_prompts_begin_with_is_read_once(llama: Any) -> None:
     system = tiny.prompts(24, seed=9)[0]
     prompts = [torch.cat([system, ids], dim=1) for ids in PROMPTS]
     expected = [generated(llama, ids, **routing) for ids, routing in zip(prompts, ROUTINGS, strict=True)]
-    with LocalEngine(llama, tiny.tokenizer(), kv_tokens=800) as engine:
+    with LocalEngine(llama, tiny.tokenizer(), kv_tokens=4000) as engine:
         for _ in range(2):
             for ids, routing, tokens in zip(prompts, ROUTINGS, expected, strict=True):
                 assert ask(engine, ids, **routing).wait().tokens == tokens
             before, engine._prefilled = engine._prefilled, 0
         assert before < 0.5 * sum(2 * ids.shape[1] for ids in prompts)
-        assert 0 < engine.load().kv_tokens <= 100
+        assert 0 < engine.load().kv_tokens <= 500
 
 
 def test_cancelled_rows_are_told_nothing_more_and_free_their_place(llama: Any) -> None:

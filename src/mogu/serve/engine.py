@@ -30,7 +30,7 @@ from mogu.serve.checks import check
 from mogu.serve.detokenize import TextStream
 from mogu.serve.prefixes import Prefixes
 from mogu.serve.reader import Depth, Part, Reader
-from mogu.serve.requests import Listener, Load, Opening, Piece, Prompt, Sampling, Ticket
+from mogu.serve.requests import Finish, Listener, Load, Opening, Piece, Prompt, Sampling, Ticket
 from mogu.serve.routers import Seen, opening, weights_of
 from mogu.serve.rows import Phase, Row
 from mogu.serve.sampling import Choice, Drawer, choose
@@ -191,13 +191,18 @@ class LocalEngine:
                         self._step()
                     except Exception as error:  # of our own making: every row is told, and the engine goes on
                         log.exception("a step of the engine failed")
-                        self._fail(list(self._active), error)
+                        self._fail(list(self._active) or self._next(), error)
         finally:
             with self._changed:
                 left, self._closing = [*self._active, *self._queue], "now"
                 self._queue.clear()
             self._fail(left, GenerationError(_CLOSED))
             self.reader.__exit__()
+
+    def _next(self) -> list[Row]:
+        """The row that waits for longest, taken from the queue."""
+        with self._changed:
+            return [self._queue.popleft()] if self._queue else []
 
     def _wait(self) -> bool:
         """Until there is something to do; False when the engine is to end."""
@@ -391,6 +396,7 @@ class LocalEngine:
         row.drawer.take(choice.token)
         self._generated += 1
         routed, risk = row.shift is not None, seen.risk(place)
+        finish: Finish | None
         if choice.token in self.ends:
             text, finish = row.text.end(), "stop"
         else:
@@ -399,7 +405,7 @@ class LocalEngine:
             if finish is None and row.written >= row.prompt.sampling.max_tokens:
                 text, finish = text + row.text.end(), "length"
         weights = seen.weights(place) if routed and row.prompt.routing.trace else None
-        piece = Piece(choice.token, text, routed, finish, choice.logprob, choice.top, risk, weights)  # type: ignore[arg-type]
+        piece = Piece(choice.token, text, routed, finish, choice.logprob, choice.top, risk, weights)
         if finish is not None:
             self._free(row)
         elif row.due(risk, 0.0 if self.adapter is None else self.adapter.risk_threshold):

@@ -50,6 +50,11 @@ class Prefixes:
         known = (shift, ids[:longest]) in self.kept
         return 0 if longest < self.least or longest > self.most or known else longest
 
+    def forget(self) -> None:
+        """Hold nothing."""
+        self.kept.clear()
+        self.recent.clear()
+
     def keep(self, shift: float | None, ids: tuple[int, ...], contents: Any) -> None:
         """Hold a beginning, and give up those that were not used for longest."""
         self.kept[shift, ids] = contents

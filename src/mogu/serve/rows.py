@@ -87,7 +87,7 @@ class Row:
 
     def hand_over(self) -> None:
         """The plain base goes on: it reads everything again, or what lies above the first routed layer."""
-        self.shift = None
+        self.shift, self.shared = None, 0
         self.phase = Phase.CLOSING if self.keeps_states else Phase.READING
         if not self.keeps_states:
             self.read = 0

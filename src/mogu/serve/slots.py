@@ -1,9 +1,9 @@
 """Keys and values of many answers in one block of memory that is taken once.
 
 The block holds so many tokens of every layer. It is laid out as slots of equal length: the tokens of a row lie in
-columns 0, 1, 2 … of its slot, without padding, so that attention reads the first n slots in place, as one view. A longer
-answer asks for longer, hence fewer, slots; then what is held is moved (:meth:`Slots.lay_out`). Behind the tokens of a row
-lie old ones or zeros, always finite, and masked.
+columns 0, 1, 2 … of its slot, without padding, so that attention reads the first n slots in place, as one view. A
+longer answer asks for longer, hence fewer, slots; then what is held is moved (:meth:`Slots.lay_out`). Behind the tokens
+of a row lie old ones or zeros, always finite, and masked.
 """
 
 from __future__ import annotations
