@@ -1,8 +1,8 @@
 """Measure serving with the embedded model: python benchmarks/serve.py [--quick] [--soak N] [--json FILE]
 
 Clients ask the engine in this process for greedy answers of equal length at once: each asks again as soon as its answer
-is complete. The same engine serves routed answers (adapters of random numbers, on every layer or on the upper ones as in
-the default recipe) and, with ``routed_tokens=0``, the plain base; contenders take turns, so that ratios are of one run.
+is complete. The same engine serves routed answers (adapters of random numbers, on every layer or on the upper ones as
+in the default recipe) and, with ``routed_tokens=0``, the plain base; contenders take turns, so ratios are of one run.
 ``--soak`` sends many short requests of mixed length to a tiny model, cancels a tenth of them, and compares every greedy
 answer with the one that it has alone.
 """

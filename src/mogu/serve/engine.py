@@ -17,6 +17,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -299,9 +300,8 @@ class LocalEngine:
         for phase in (Phase.REREADING, Phase.READING):
             mine = [length if row.phase is phase else 0 for row, length in zip(rows, lengths, strict=True)]
             for group in alike(mine):
-                counts = {id(rows[index]): mine[index] for index in group}
-                some = [rows[index] for index in group]
-                self._guarded(some, lambda some, counts=counts: self._read(some, [counts[id(row)] for row in some]))
+                counts = [mine[index] for index in group]
+                self._guarded([rows[index] for index in group], partial(self._read, counts=counts))
 
     def _begin(self, row: Row) -> None:
         """A row takes over what another one read of the same beginning."""

@@ -195,7 +195,9 @@ class Reader:
 
     def _try_all(self) -> None:
         sliding = getattr(self.config, "sliding_window", None) is not None
-        forms = [self._by_kind] if getattr(self.config, "layer_types", None) else []
+        forms: list[Callable[[torch.Tensor], Any]] = (
+            [self._by_kind] if getattr(self.config, "layer_types", None) else []
+        )
         forms += [self._sliding, self._full] if sliding else [self._full]
         with torch.inference_mode(), _narrow(self.config):
             for self.form in forms:

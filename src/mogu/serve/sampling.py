@@ -113,7 +113,7 @@ def _from_likely(scores: torch.Tensor, drawers: Sequence[Drawer], size: int = _L
     if size < vocabulary and not bool(enough.all()):
         good = enough.flatten().tolist()
         few = [index for index, one in enumerate(good) if not one]
-        found = {}
+        found: dict[int, int] = {}
         for indices, how_many in ((few, vocabulary), ([i for i, one in enumerate(good) if one], size)):
             if indices:
                 some = _from_likely(scores[indices], [drawers[index] for index in indices], how_many)
