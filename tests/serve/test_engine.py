@@ -107,8 +107,13 @@ def engine(llama: Any) -> Iterator[LocalEngine]:
         yield engine
 
 
-@pytest.mark.parametrize("layers", [{}, UPPER], ids=["every layer", "upper layers"])
-@pytest.mark.parametrize("kind", [*tiny.ARCHITECTURES, "mixtral", "phi3", "opt", "gpt_oss"])
+@pytest.mark.parametrize(
+    ("kind", "layers"),
+    [
+        *((kind, UPPER) for kind in (*tiny.ARCHITECTURES, "mixtral", "opt", "gpt_oss")),
+        *((kind, {}) for kind in ("llama", "falcon", "gemma2", "mistral", "gpt2")),
+    ],
+)
 def test_mixed_rows_answer_as_generate_does(kind: str, layers: dict[str, Any]) -> None:
     model = tiny.adapted(kind, **layers)
     expected = [generated(model, ids, **routing) for ids, routing in zip(PROMPTS, ROUTINGS, strict=True)]

@@ -18,12 +18,13 @@ def test_a_long_prompt_leaves_half_of_the_budget_to_others() -> None:
 
 
 def test_forwards_hold_portions_of_like_length() -> None:
-    assert alike([10, 0, 9, 1, 10]) == [[0, 4, 2], [3]]
+    assert alike([12, 0, 9, 1, 12]) == [[0, 4, 2], [3]]
     assert alike([0, 0]) == []
 
 
 def test_slots_are_as_long_as_their_longest_row_needs() -> None:
-    assert columns_for(10, rows=1, tokens=1024, most_rows=4) == 128
+    assert columns_for(10, rows=1, tokens=1024, most_rows=4) == 64
+    assert columns_for(60, rows=1, tokens=1024, most_rows=4) == 128
     assert columns_for(300, rows=2, tokens=1024, most_rows=4) == 320
     assert columns_for(510, rows=2, tokens=1024, most_rows=4) == 512
     assert columns_for(513, rows=2, tokens=1024, most_rows=4) is None
