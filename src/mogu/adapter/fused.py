@@ -14,11 +14,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
+
+if TYPE_CHECKING:
+    from mogu.adapter.rows import Rows
 
 
 class Numbers(NamedTuple):
@@ -57,8 +60,13 @@ class Fused:
         self.rank = len(self.write) // 2
         self.offset = self.read.new_tensor([self.shift, -self.shift]) if self.shift else None
 
-    def __call__(self, x: torch.Tensor, base: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(
+        self, x: torch.Tensor, base: torch.Tensor, rows: Rows | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """The routed projection of x (..., d_in), given ``base`` = W x (..., d_out), which may be overwritten.
+
+        ``rows`` says which tokens are routed, with which shift; plain ones get ``base`` exactly: it is multiplied by 1,
+        and 0 is added.
 
         Returns:
             y (..., d_out) in the dtype of ``base``; the routers' logits before the shift, (tokens, 2).
@@ -66,9 +74,13 @@ class Fused:
         both = 2 * self.rank
         hidden = torch.addmm(self.bias, x.reshape(-1, len(self.read)).to(self.read.dtype), self.read)
         states, logits = hidden.narrow(1, 0, both), hidden.narrow(1, both, 2)
-        weights = torch.sigmoid(logits if self.offset is None else logits + self.offset)
+        if rows is None:
+            weights = torch.sigmoid(logits if self.offset is None else logits + self.offset)
+            total = weights.sum(1, keepdim=True)
+        else:
+            weights, total = rows.mixed(logits)
         mixed = (states.view(-1, 2, self.rank) * weights.unsqueeze(2)).view(-1, both)
-        total = weights.sum(1, keepdim=True).to(base.dtype)
+        total = total.to(base.dtype)
         y = base.reshape(len(total), -1)
         y = y.mul_(total) if self.in_place and base.is_contiguous() else y * total
         if y.dtype == mixed.dtype:

@@ -25,6 +25,9 @@ from mogu.adapter.router import FactoredRouter, FoldedRouter
 from mogu.errors import AdapterError
 from mogu.offload import execution_device
 
+if TYPE_CHECKING:
+    from mogu.adapter.rows import Rows
+
 _RESPONDER = {
     "glad": ("mogu_glad_A", "mogu_glad_B"),
     "unwill": ("mogu_unwill_A", "mogu_unwill_B"),
@@ -82,6 +85,8 @@ class MoguLinear(nn.Module, MoguLayer):
         """Unwill and glad weights to use instead of the routers', while these are being fitted."""
         self.fused: Fused | None = None
         """Set while an answer is decoded (:func:`mogu.adapter.model.fused`)."""
+        self.rows: Rows | None = None
+        """Set while rows are routed one by one (:func:`mogu.adapter.rows.by_row`)."""
         self.update_layer(adapter_name, config)
 
     def update_layer(self, adapter_name: str, config: MoguConfig) -> None:
@@ -168,10 +173,12 @@ class MoguLinear(nn.Module, MoguLayer):
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Projection of x (..., d_in) to (..., d_out), in the base's dtype."""
         result = self.base_layer(x, *args, **kwargs)
-        if self._disable_adapters:
+        if self._disable_adapters or (self.rows is not None and not self.rows.any_routed):
             return result
         if self.fused is not None and self._may_use(self.fused, x):
-            result, both = self.fused(x, result)
+            result, both = self.fused(x, result, self.rows)
+            if self.rows is not None:
+                self.rows.logits.append(both)
             if self.recording:
                 self._record_fused(self.fused, both.view(*x.shape[:-1], 2))
             return result
@@ -181,6 +188,8 @@ class MoguLinear(nn.Module, MoguLayer):
         stage = self.mogu_stage[name]
         if stage != "routed":
             return result + self._responder(stage, name, x, self.mogu_dropout[name]).to(result.dtype)
+        if self.rows is not None:
+            return self._by_row(self.rows, name, x, result)
         if self.override is None:
             logits = self.router_logits(x)
             unwill, glad = self._weights(*logits)
@@ -191,6 +200,16 @@ class MoguLinear(nn.Module, MoguLayer):
         unwill, glad = unwill.unsqueeze(-1), glad.unsqueeze(-1)
         delta = unwill * self._responder("unwill", name, x) + glad * self._responder("glad", name, x)
         return result * (unwill + glad).to(result.dtype) + delta.to(result.dtype)
+
+    def _by_row(self, rows: Rows, name: str, x: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
+        """As :class:`~mogu.adapter.fused.Fused` does it, from the parameters."""
+        logits = torch.stack([each.flatten() for each in self.router_logits(x)], dim=1)
+        rows.logits.append(logits)
+        weights, total = rows.mixed(logits)
+        unwill, glad = weights.view(*x.shape[:-1], 2).unbind(-1)
+        delta = unwill.unsqueeze(-1) * self._responder("unwill", name, x)
+        delta = delta + glad.unsqueeze(-1) * self._responder("glad", name, x)
+        return result * total.view(*x.shape[:-1], 1).to(result.dtype) + delta.to(result.dtype)
 
     def _may_use(self, fused: Fused, x: torch.Tensor) -> bool:
         """False where numbers have changed since, or where gradients or autocast need the operations one by one."""
