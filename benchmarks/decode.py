@@ -30,6 +30,8 @@ NEW = 128
 """New tokens of an answer."""
 ROUTED = 5
 """m, of which so many are routed."""
+FIRST_ROUNDS = 15
+"""Turns of every contender for the time to the first token of the case of the bars."""
 UPPER = 0.45
 """Share of the depth below which the contender ``upper`` routes nothing; as in the default recipe."""
 
@@ -69,8 +71,8 @@ CONTENDERS = {
 
 # one contender, in a process of its own
 
-Decode = Callable[[Any, Any], None]
-"""Answers (rows, tokens), streaming to the second."""
+Decode = Callable[[Any, Any, int], None]
+"""Answers (rows, tokens), streaming to the second, with so many new tokens."""
 
 
 class Ticks:
@@ -104,15 +106,18 @@ def work(name: str) -> None:
     )
     print("ready", file=sys.stderr, flush=True)
     for line in sys.stdin:
-        batch, prompt, warm = json.loads(line)
+        batch, prompt, warm, new = json.loads(line)
         ids = words[: batch * prompt].view(batch, prompt).to(model.device)
         if warm:
-            decode(ids[:, :8], None)
+            decode(ids[:, :8], None, ROUTED + 1)
         _forget_peak()
         ticks, start, cpu = Ticks(), time.perf_counter(), time.process_time()
         with torch.no_grad():
-            decode(ids, ticks)
+            decode(ids, ticks, new)
         end, cpu = time.perf_counter(), time.process_time() - cpu
+        if new == 1:
+            print(json.dumps({"first": ticks.times[1] - start}), flush=True)
+            continue
         steps = [after - before for before, after in pairwise(ticks.times[1:])]
         result = {
             "total": end - start,
@@ -159,14 +164,16 @@ def _forget_peak() -> None:
 
 def base(model: Any, contender: Contender, routed_tokens: int) -> Decode:
     """``generate``, as it comes."""
-    return lambda ids, streamer: model.generate(input_ids=ids, max_new_tokens=NEW, do_sample=False, streamer=streamer)
+    return lambda ids, streamer, new: model.generate(
+        input_ids=ids, max_new_tokens=new, do_sample=False, streamer=streamer
+    )
 
 
 def ours(model: Any, contender: Contender, routed_tokens: int) -> Decode:
     """mogu, with folded routers as ``mogu.load`` gives them."""
     adapted = with_adapter(model, contender.layers_from, "folded")
-    options = {"max_new_tokens": NEW, "do_sample": False, "routed_tokens": routed_tokens}
-    return lambda ids, streamer: adapted.generate(input_ids=ids, streamer=streamer, **options)
+    options = {"do_sample": False, "routed_tokens": routed_tokens}
+    return lambda ids, streamer, new: adapted.generate(input_ids=ids, streamer=streamer, max_new_tokens=new, **options)
 
 
 def with_adapter(model: Any, layers_from: float, router: str) -> Any:
@@ -195,15 +202,17 @@ def published(model: Any, contender: Contender, routed_tokens: int) -> Decode:
         layer.self_attn.o_proj = published_projection(layer.self_attn.o_proj)
     routed.requires_grad_(False)
 
-    def decode(ids: Any, streamer: Any) -> None:
+    def decode(ids: Any, streamer: Any, new: int) -> None:
         options = {"do_sample": False, "attention_mask": torch.ones_like(ids)}
         head = routed.generate(
-            input_ids=ids, max_new_tokens=routed_tokens, use_cache=False, streamer=streamer, **options
+            input_ids=ids, max_new_tokens=min(routed_tokens, new), use_cache=False, streamer=streamer, **options
         )
+        if new <= routed_tokens:
+            return
         if streamer is not None:
             prompt = len(streamer.times)
         options["attention_mask"] = torch.ones_like(head)
-        model.generate(input_ids=head, max_new_tokens=NEW - routed_tokens, streamer=streamer, **options)
+        model.generate(input_ids=head, max_new_tokens=new - routed_tokens, streamer=streamer, **options)
         if streamer is not None:
             del streamer.times[prompt]  # the base's prompt
 
@@ -253,11 +262,11 @@ def safedecoding(model: Any, contender: Contender, routed_tokens: int) -> Decode
 
     expert = Overlay(model, wrap)
 
-    def decode(ids: Any, streamer: Any) -> None:
+    def decode(ids: Any, streamer: Any, new: int) -> None:
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         contrast = ContrastProcessor(model, expert.installed, inputs, tokens=2, alpha=3.0, common=5)
         processors = LogitsProcessorList([contrast])
-        options = {"max_new_tokens": NEW, "do_sample": False, "streamer": streamer}
+        options = {"max_new_tokens": new, "do_sample": False, "streamer": streamer}
         model.generate(**inputs, logits_processor=processors, **options)
 
     return decode
@@ -295,21 +304,32 @@ def measure(names: Sequence[str], cases: Sequence[Case], rounds: int, quick: boo
     found: dict[str, list[dict[str, float]]] = {}
     warm: set[str] = set()
     with workers(names) as running:
+
+        def ask(name: str, case: Case, new: int) -> dict[str, float]:
+            running[name].stdin.write(json.dumps([*case, name not in warm, new]) + "\n")
+            running[name].stdin.flush()
+            warm.add(name)
+            line = running[name].stdout.readline()
+            if not line:
+                sys.exit(f"{name}, {case} failed:\n{running[name].stderr.read()[-2000:]}")
+            return json.loads(line)
+
         for case in cases:
-            for round_ in range(rounds):
-                for name in names:
-                    once = name in ("published", "routed")
-                    if quick and (case not in CONTENDERS[name].quick or (once and round_)):
+            there = [name for name in names if not quick or case in CONTENDERS[name].quick]
+            for round_ in range(1 if quick and case == LONG else rounds):
+                for name in there:
+                    if quick and round_ and name in ("published", "routed"):
                         continue
-                    running[name].stdin.write(json.dumps([*case, name not in warm]) + "\n")
-                    running[name].stdin.flush()
-                    warm.add(name)
-                    line = running[name].stdout.readline()
-                    if not line:
-                        sys.exit(f"{name}, {case} failed:\n{running[name].stderr.read()[-2000:]}")
-                    one = json.loads(line)
-                    found.setdefault(f"{name}/{case}", []).append(one)
+                    found.setdefault(f"{name}/{case}", []).append(one := ask(name, case, NEW))
                     print(f"turn {round_ + 1}/{rounds}, {case}: {name} {one['total']:.2f} s", file=sys.stderr)
+            if case == SHORT:  # a twentieth of what one answer takes: a few of these say little about it
+                firsts: dict[str, list[float]] = {name: [] for name in there}
+                for _ in range(FIRST_ROUNDS):
+                    for name in there:
+                        firsts[name].append(ask(name, case, 1)["first"])
+                for name, times in firsts.items():
+                    for one in found[f"{name}/{case}"]:
+                        one["first"] = statistics.median(times)
     return {key: summary(results, key) for key, results in found.items()}
 
 
