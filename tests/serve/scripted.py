@@ -92,6 +92,8 @@ class Scripted:
     def _run(self, ticket: Ticket, listener: Listener, work: Callable[[Ticket, Listener], None]) -> None:
         try:
             work(ticket, listener)
+        except Exception as error:
+            listener(error)
         finally:
             with self._lock:
                 self.running -= 1
