@@ -114,7 +114,9 @@ class Scripted:
                         return
                 if self.fail is not None:
                     return listener(self.fail)
-            finish: Finish | None = "stop" if word == "</s>" else "length" if not ended and place == len(cut) - 1 else None
+            finish: Finish | None = (
+                "stop" if word == "</s>" else "length" if not ended and place == len(cut) - 1 else None
+            )
             self.generated += 1
             listener(self._piece(prompt, place, word, finish))
 

@@ -139,7 +139,6 @@ def test_a_trace_tells_every_token(serve, chat) -> None:
     chat["mogu"] = {"trace": True}
     trace = serve(engine).post("/v1/chat/completions", json=chat).json()["mogu"]["trace"]
     assert trace["layers"] == [1, 2]
-    assert [entry["token"] for entry in trace["prompt"]][0] == "<user>"
     assert trace["prompt"][0] == {"token": "<user>", "unwill": [0.1, 0.2], "glad": [0.9, 0.8]}
     assert [entry["token"] for entry in trace["answer"]] == ["I", "will", "help", "</s>"]
     assert [entry["routed"] for entry in trace["answer"]] == [True, True, False, False]

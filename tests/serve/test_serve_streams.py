@@ -50,7 +50,9 @@ def test_texts_choices_and_traces(serve) -> None:
         offsets = [n for e in mine if e["choices"][0]["logprobs"] for n in e["choices"][0]["logprobs"]["text_offset"]]
         assert offsets == [0, 1, 6]
         words = [entry["token"] for event in mine[1:-1] for entry in event["mogu"]["trace"]["answer"]]
-        assert words == [entry["token"] for entry in mine[-1]["mogu"]["trace"]["answer"]] == ["I", "will", "help", "</s>"]
+        assert (
+            words == [entry["token"] for entry in mine[-1]["mogu"]["trace"]["answer"]] == ["I", "will", "help", "</s>"]
+        )
 
 
 def test_a_failure_in_mid_answer_is_an_event(serve, chat) -> None:
