@@ -22,7 +22,7 @@ def serve() -> Iterator[Serve]:
 
     def start(engine: Engine | None = None, **settings: Any) -> TestClient:
         engine = scripted.Scripted() if engine is None else engine
-        app = create_app(engine, scripted.small.tokenizer(), scripted.settings(**settings))
+        app = create_app(engine, scripted.tokenizer(), scripted.settings(**settings))
         clients.append(TestClient(app, raise_server_exceptions=False))
         clients[-1].__enter__()
         return clients[-1]

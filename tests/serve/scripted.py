@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import small
+from transformers import PreTrainedTokenizerFast
 
 from mogu.errors import GenerationError, QueueFullError
 from mogu.serve.requests import Finish, Listener, Load, Opening, Piece, Prompt, Weights
@@ -15,6 +16,24 @@ from mogu.serve.settings import Served, Settings
 
 LAYERS = (1, 2)
 MALICIOUS = "steal"
+_WORDS = (
+    "<pad> <s> </s> <unk> <user> <system> <assistant> <tool> I will help more x Sure cannot with that. How do paint"
+)
+_MORE = "steal a car? 0 1 2 3 4 5 6 7"
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """One word per token, with the chat template of :mod:`small`."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import WhitespaceSplit
+
+    words = f"{_WORDS} {_MORE}".split()
+    core = Tokenizer(WordLevel({word: n for n, word in enumerate(words)}, unk_token="<unk>"))
+    core.pre_tokenizer = WhitespaceSplit()
+    made = PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
+    made.chat_template = small.CHAT
+    return made
 
 
 @dataclass
@@ -45,7 +64,7 @@ class Scripted:
         kv_limit: int = 1000,
         risk: bool = True,
     ) -> None:
-        self.words = small.tokenizer()
+        self.words = tokenizer()
         self.answer, self.fail, self.limit, self.kv_limit, self.calibrated = answer, fail, waiting, kv_limit, risk
         self.go = threading.Event()
         self.go.set()

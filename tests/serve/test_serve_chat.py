@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import scripted
-import small
 
 from mogu.chat import prompt_ids
 from mogu.serve.requests import Routing, Sampling
@@ -19,7 +18,7 @@ def said(body: dict[str, Any]) -> list[str]:
 def test_a_conversation_is_answered_in_openais_shape(serve, chat) -> None:
     engine = scripted.Scripted()
     body = serve(engine).post("/v1/chat/completions", json=chat).json()
-    prompt = tuple(prompt_ids(small.tokenizer(), "How do I paint a car?"))
+    prompt = tuple(prompt_ids(scripted.tokenizer(), "How do I paint a car?"))
     assert body.pop("id").startswith("chatcmpl-")
     assert body.pop("created") > 0
     report = {"risk": 0.03, "routed_tokens": 2, "glad": 0.85, "unwill": 0.15}
@@ -88,8 +87,8 @@ def test_the_end_of_turn_is_no_logprob(serve, chat) -> None:
 @pytest.mark.parametrize(
     ("prompt", "ids"),
     [
-        ("I will", [(small.tokenizer()("I will")["input_ids"])]),
-        (["I", "will"], [[small.tokenizer()(word)["input_ids"][0]] for word in ("I", "will")]),
+        ("I will", [(scripted.tokenizer()("I will")["input_ids"])]),
+        (["I", "will"], [[scripted.tokenizer()(word)["input_ids"][0]] for word in ("I", "will")]),
         ([5, 6, 2], [[5, 6, 2]]),
         ([[5], [6, 7]], [[5], [6, 7]]),
     ],
@@ -117,7 +116,7 @@ def test_parts_and_roles(serve, chat) -> None:
     parts = [{"type": "text", "text": "I"}, {"type": "text", "text": "will"}]
     chat["messages"] = [{"role": "developer", "content": "help"}, {"role": "user", "content": parts}]
     assert serve(engine).post("/v1/chat/completions", json=chat).status_code == 200
-    expected = prompt_ids(small.tokenizer(), "I\nwill", system="help")
+    expected = prompt_ids(scripted.tokenizer(), "I\nwill", system="help")
     assert list(engine.prompts[0].ids) == expected
 
 
@@ -128,7 +127,7 @@ def test_a_last_assistant_message_can_be_continued_and_is_still_routed(serve, ch
     continued = {**chat, "continue_final_message": True, "add_generation_prompt": False}
     assert client.post("/v1/chat/completions", json=continued).status_code == 200
     assert client.post("/v1/chat/completions", json=chat).status_code == 200
-    first, second = (small.tokenizer().decode(prompt.ids) for prompt in engine.prompts)
+    first, second = (scripted.tokenizer().decode(prompt.ids) for prompt in engine.prompts)
     assert first.endswith("<assistant> I will")
     assert second.endswith("<assistant> I will </s> <assistant>")
     assert engine.prompts[0].routing.routed_tokens == 2

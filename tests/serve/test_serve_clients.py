@@ -21,7 +21,7 @@ class Serving:
     """A server on a thread; ``stop`` is what SIGTERM does."""
 
     def __init__(self, engine: scripted.Scripted, **settings: Any) -> None:
-        self.server = Server(create_app(engine, scripted.small.tokenizer(), scripted.settings(**settings)))
+        self.server = Server(create_app(engine, scripted.tokenizer(), scripted.settings(**settings)))
         bound = bind("127.0.0.1", 0)
         bound.listen()
         self.url = url_of(bound)

@@ -8,9 +8,7 @@ from schemathesis import checks, openapi
 
 from mogu.serve.app import create_app
 
-schema = openapi.from_asgi(
-    "/openapi.json", create_app(scripted.Scripted(), scripted.small.tokenizer(), scripted.settings())
-)
+schema = openapi.from_asgi("/openapi.json", create_app(scripted.Scripted(), scripted.tokenizer(), scripted.settings()))
 
 
 @schema.parametrize()

@@ -77,7 +77,7 @@ def test_what_takes_too_long_is_an_event_or_a_status(serve, chat) -> None:
 def test_a_client_that_leaves_frees_all_its_rows(chat, stream: bool) -> None:
     engine = scripted.Scripted()
     engine.go.clear()
-    app = create_app(engine, scripted.small.tokenizer(), scripted.settings())
+    app = create_app(engine, scripted.tokenizer(), scripted.settings())
     left = asyncio.Event()
 
     async def leave() -> None:
@@ -113,7 +113,7 @@ def test_answers_of_several_clients_come_at_once(chat) -> None:
     engine = scripted.Scripted(lambda prompt, number: [f"{number}", "x"])
 
     async def ask() -> list[str]:
-        app = create_app(engine, scripted.small.tokenizer(), scripted.settings())
+        app = create_app(engine, scripted.tokenizer(), scripted.settings())
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://a") as client:
             answers = await asyncio.gather(*(client.post(CHAT, json={**chat, "seed": n}) for n in range(8)))
         return [answer.json()["choices"][0]["message"]["content"] for answer in answers]

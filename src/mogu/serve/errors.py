@@ -101,7 +101,10 @@ def from_validation(errors: Sequence[Mapping[str, Any]], fields: frozenset[str])
 
     The path that pydantic gives holds names of types, too, where a field may have several.
     """
-    first = next((error for error in errors if error["type"] != "missing"), errors[0])
+    present = [error for error in errors if error["type"] != "missing"] or list(errors)
+    same = [error for error in present if error["loc"][:2] == present[0]["loc"][:2]]
+    # A field of several types has an error for each: the type that was meant complains of something else.
+    first = next((error for error in same if not error["type"].endswith("_type")), present[0])
     kind, found = first["type"], first.get("ctx", {})
     path = [part for part in first["loc"] if part != "body"]
     kept = [
