@@ -130,7 +130,7 @@ def _pieces(text: str, marks: tuple[str, str], controls: Sequence[str]) -> list[
     opening, closing = marks
     pattern = _pattern(controls)
     assert pattern is not None
-    pieces = []
+    pieces: list[str] = []
     for place, piece in enumerate(re.split(f"{opening}(.*?){closing}", text, flags=re.DOTALL)):
         plain = piece.replace(opening, "").replace(closing, "")  # of a template that cut a message in two
         pieces += _apart(plain, pattern) if place % 2 else [plain]

@@ -50,7 +50,7 @@ def refused(serve, path: str, body: Any, status: int, param: str | None, code: s
         ({"max_tokens": 0}, "max_tokens", "invalid_value"),
         ({"max_tokens": 5, "max_completion_tokens": 6}, "max_tokens", "invalid_value"),
         ({"stop": ["a"] * 5}, "stop", "invalid_value"),
-        ({"stop": [""]}, "stop", "invalid_value"),
+        ({"stop": [""]}, "stop[0]", "invalid_value"),
         ({"top_logprobs": 2}, "top_logprobs", "invalid_value"),
         ({"stream_options": {"include_usage": True}}, "stream_options", "invalid_value"),
         ({"messages": []}, "messages", "invalid_value"),

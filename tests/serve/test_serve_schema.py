@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import scripted
 from hypothesis import HealthCheck, settings
 from schemathesis import checks, openapi
 
 from mogu.serve.app import create_app
 
-schema = openapi.from_asgi("/openapi.json", create_app(scripted.Scripted(), scripted.tokenizer(), scripted.settings()))
+_APP = create_app(scripted.Scripted(), scripted.tokenizer(), scripted.settings())
+
+
+async def _always_on(scope: Any, receive: Any, send: Any) -> None:
+    """schemathesis starts and stops the application around every call; an engine that was closed stays so."""
+    if scope["type"] != "lifespan":
+        return await _APP(scope, receive, send)
+    while (await receive())["type"] == "lifespan.startup":
+        await send({"type": "lifespan.startup.complete"})
+    await send({"type": "lifespan.shutdown.complete"})
+
+
+schema = openapi.from_asgi("/openapi.json", _always_on)
 
 
 @schema.parametrize()

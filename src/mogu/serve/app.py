@@ -73,7 +73,6 @@ def create_app(engine: Engine, tokenizer: PreTrainedTokenizerBase, settings: Set
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
         await state.close_engine()  # what had time to finish has finished
-        state.metrics.close()
 
     app = FastAPI(title="mogu", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.mogu = state

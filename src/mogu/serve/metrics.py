@@ -66,16 +66,12 @@ class Metrics:
         self._judge.submit(int).result()
         return bytes(generate_latest(self.registry))
 
-    def close(self) -> None:
-        """Judge no more."""
-        self._judge.shutdown(wait=False, cancel_futures=True)
-
     def _count_refusal(self, instruction: str, text: str) -> None:
         if label_response(instruction, text) == "refusal":
             self.refusals.inc()
 
 
-class _Loads(Collector):  # type: ignore[misc]
+class _Loads(Collector):
     """The engine's own figures, asked for when somebody looks."""
 
     def __init__(self, engine: Engine) -> None:

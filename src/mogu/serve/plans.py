@@ -127,8 +127,8 @@ class Planner:
         except Exception as error:  # a template may raise anything
             if type(error).__module__.split(".")[0] != "jinja2":
                 raise
-            message = f"The model's chat template takes no such conversation: {str(error)[:200]}"
-            raise invalid(field, message) from error
+            reason = f"The model's chat template takes no such conversation: {str(error)[:200]}"
+            raise invalid(field, reason) from error
 
     def _prompt(self, asked: str | list[int], field: str) -> tuple[int, ...]:
         ids = text_ids(self.tokenizer, asked) if isinstance(asked, str) else asked
@@ -198,7 +198,7 @@ class Planner:
             return room if cap is None else min(room, cap)
         if cap is not None and most > cap:
             raise invalid(most_field, f"This server answers with at most {cap} tokens")
-        if most > room and isinstance(most_field, str):
+        if most > room:
             message = (
                 f"This model's maximum context length is {room + len(ids)} tokens; the prompt has {len(ids)} and "
                 f"'{most_field}' is {most}"

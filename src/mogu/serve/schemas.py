@@ -112,7 +112,7 @@ class Completing(Asked):
     stream_options: StreamOptions | None = None
     user: Short = Field("", description="Taken and not used.")
     metadata: dict[str, str] = Field({}, max_length=16, description="Taken and not used.")
-    mogu: Overrides = Overrides()
+    mogu: Overrides = Field(default_factory=lambda: Overrides.model_validate({}))
 
     @property
     def stops(self) -> tuple[str, ...]:

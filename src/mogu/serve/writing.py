@@ -59,7 +59,7 @@ class _Common:
         if not self.plan.trace:
             return {}
         answer = [trace_of(piece, self.words) for piece in pieces]
-        return {"mogu": schemas.Report(trace=schemas.Trace(answer=answer))}
+        return {"mogu": schemas.Report.model_validate({"trace": schemas.Trace.model_validate({"answer": answer})})}
 
     def wants_logprobs(self, choice: Choice) -> bool:
         return choice.prompt.sampling.logprobs is not None
