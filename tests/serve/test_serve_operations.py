@@ -143,6 +143,14 @@ def test_the_log_tells_all_but_texts_and_keys(serve, chat, caplog) -> None:
     assert "secret-2" not in str(line)
 
 
+def test_the_log_tells_why_a_request_was_refused(serve, caplog) -> None:
+    caplog.set_level(logging.INFO, "mogu.serve")
+    serve().post(CHAT, json={})
+    (line,) = logged(caplog)
+    assert (line["status"], line["error"]) == (400, "missing_required_parameter")
+    assert "trace" not in line
+
+
 def test_texts_are_logged_where_asked(serve, chat, caplog) -> None:
     caplog.set_level(logging.INFO, "mogu.serve")
     serve(log_prompts=True).post(CHAT, json=chat)

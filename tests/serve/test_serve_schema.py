@@ -33,5 +33,6 @@ def test_whatever_is_sent(case) -> None:
         "status_code_conformance",
         "content_type_conformance",
         "response_schema_conformance",
+        "negative_data_rejection",
     )
     case.call_and_validate(checks=checks.CHECKS.get_by_names(promised))

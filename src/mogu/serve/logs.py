@@ -48,9 +48,9 @@ class JsonLines(logging.Formatter):
         return json.dumps(line, default=str)
 
 
-def tell(event: str, level: int = logging.INFO, error: BaseException | None = None, **fields: Any) -> None:
+def tell(event: str, level: int = logging.INFO, cause: BaseException | None = None, /, **fields: Any) -> None:
     """Log an event."""
-    LOGGER.log(level, event, exc_info=error, extra={"fields": fields})
+    LOGGER.log(level, event, exc_info=cause, extra={"fields": fields})
 
 
 def to_stderr() -> None:
