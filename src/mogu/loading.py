@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mogu.adapter import store
 from mogu.adapter.model import active_config
 from mogu.errors import ConfigError, ModelError
+from mogu.models import load_base
 from mogu.recipe import load_recipe
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ def load_run(
     device: str | None = None,
     quantize: str | None = None,
     offload: str | None = None,
+    trust_remote_code: bool = False,
 ) -> Loaded:
     """Load what is in a run folder or an adapter folder, on the base that it names.
 
@@ -71,6 +73,7 @@ def load_run(
         device: As for :func:`mogu.load`.
         quantize: As for :func:`mogu.load`.
         offload: As for :func:`mogu.load`.
+        trust_remote_code: As for :func:`mogu.models.load_base`.
 
     Raises:
         ConfigError: Nothing says which base, or ``routed_tokens`` without an adapter or below 0.
@@ -88,13 +91,19 @@ def load_run(
         raise ConfigError(f"routed_tokens must be at least 0, not {routed_tokens}")
     on = None if plain else folder
     try:
-        model, tokenizer = store.load(name, on, dtype=dtype, device=device, quantize=quantize, offload=offload)
+        model: Any
+        model, tokenizer = load_base(
+            name, dtype=dtype, device=device, quantize=quantize, offload=offload, trust_remote_code=trust_remote_code
+        )
     except ModelError as error:
         if base is None:
             raise ModelError(
                 f"{error} (the base that {folder} names; give another copy of it, if you have one)"
             ) from error
         raise
+    if on is not None:
+        model = store.attach(model, on)
+        model.base_model.tokenizer = tokenizer
     if routed_tokens is not None:
         active_config(model).routed_tokens = routed_tokens
     template = template or _template(folder)

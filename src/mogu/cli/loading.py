@@ -22,6 +22,7 @@ def load(
     device: str | None = None,
     quantize: str | None = None,
     offload: str | None = None,
+    trust_remote_code: bool = False,
 ) -> Loaded:
     """Load the base and, if given, an adapter; each tells what the other leaves out.
 
@@ -34,7 +35,14 @@ def load(
     from mogu.loading import load_run
 
     return load_run(
-        adapter, base=model, template=template, dtype=dtype, device=device, quantize=quantize, offload=offload
+        adapter,
+        base=model,
+        template=template,
+        dtype=dtype,
+        device=device,
+        quantize=quantize,
+        offload=offload,
+        trust_remote_code=trust_remote_code,
     )
 
 

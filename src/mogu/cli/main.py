@@ -25,6 +25,7 @@ from mogu.cli import (
     push,
     recipes,
     runs,
+    serve,
     train,
 )
 from mogu.cli.errors import MoguGroup
@@ -42,6 +43,7 @@ app.command("harden")(harden.harden)
 app.command("demo")(demo.demo)
 app.command("chat")(chat.chat)
 app.command("generate")(generate.generate)
+app.command("serve")(serve.serve)
 app.command("inspect")(inspect.inspect)
 app.command("evaluate")(evaluate.evaluate)
 app.add_typer(judge.app, name="judge")

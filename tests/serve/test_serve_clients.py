@@ -1,0 +1,135 @@
+"""Clients that people have, against a real server on a loopback port."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import openai
+import pytest
+import scripted
+
+from mogu.serve.app import create_app
+from mogu.serve.server import Server, bind, url_of
+
+
+class Serving:
+    """A server on a thread; ``stop`` is what SIGTERM does."""
+
+    def __init__(self, engine: scripted.Scripted, **settings: Any) -> None:
+        self.server = Server(create_app(engine, scripted.tokenizer(), scripted.settings(**settings)))
+        bound = bind("127.0.0.1", 0)
+        bound.listen()
+        self.url = url_of(bound)
+        self.thread = threading.Thread(target=self.server.run, args=([bound],))
+        self.thread.start()
+
+    def stop(self) -> None:
+        self.server.handle_exit(15, None)
+
+
+@pytest.fixture
+def engine() -> scripted.Scripted:
+    return scripted.Scripted()
+
+
+@pytest.fixture
+def serving(engine: scripted.Scripted) -> Iterator[Serving]:
+    serving = Serving(engine, keys=("secret",))
+    yield serving
+    engine.go.set()
+    serving.stop()
+    serving.thread.join()
+
+
+def client_of(serving: Serving, key: str = "secret") -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{serving.url}/v1", api_key=key, max_retries=0)
+
+
+def test_openai_python(serving: Serving, chat: dict[str, Any]) -> None:
+    client = client_of(serving)
+    answer = client.chat.completions.create(**chat, extra_body={"mogu": {"dial": 1.0}})
+    assert (answer.choices[0].message.content, answer.mogu["risk"]) == ("I will help", 0.03)
+    chunks = list(client.chat.completions.create(**chat, stream=True, stream_options={"include_usage": True}))
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == "I will help"
+    assert chunks[-1].usage.completion_tokens == 4
+    assert client.completions.create(model="tiny", prompt="I").choices[0].text == "I will help"
+    assert client.moderations.create(input="How do I steal a car?").results[0].flagged
+    assert [model.id for model in client.models.list()] == ["tiny"]
+
+
+def test_openai_python_knows_our_errors(serving: Serving, chat: dict[str, Any], engine: scripted.Scripted) -> None:
+    client = client_of(serving)
+    with pytest.raises(openai.AuthenticationError):
+        client_of(serving, "wrong").models.list()
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(**chat, tools=[{"type": "function", "function": {"name": "a"}}])
+    assert caught.value.param == "tools"
+    with pytest.raises(openai.PermissionDeniedError):
+        client.chat.completions.create(**chat, extra_body={"mogu": {"routed_tokens": 0}})
+    with pytest.raises(openai.NotFoundError):
+        client.chat.completions.create(**{**chat, "model": "gpt-4o"})
+    engine.limit = 0
+    with pytest.raises(openai.RateLimitError):
+        client.chat.completions.create(**chat)
+    engine.limit, engine.fail = 100, RuntimeError("secret")
+    with pytest.raises(openai.APIError):
+        list(client.chat.completions.create(**chat, stream=True))
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="no curl here")
+def test_curl(serving: Serving, chat: dict[str, Any]) -> None:
+    headers = ["-H", "Content-Type: application/json", "-H", "Authorization: Bearer secret"]
+    command = [
+        "curl",
+        "-sN",
+        f"{serving.url}/v1/chat/completions",
+        *headers,
+        "-d",
+        json.dumps({**chat, "stream": True}),
+    ]
+    told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert told.endswith("data: [DONE]\n\n")
+    assert told.count("data: ") == 6
+
+
+def test_what_runs_is_finished_and_what_comes_is_refused(chat: dict[str, Any], engine: scripted.Scripted) -> None:
+    engine.go.clear()
+    serving = Serving(engine)
+    client = client_of(serving)
+    stream = iter(client.chat.completions.create(**chat, stream=True))
+    next(stream)
+    serving.stop()
+    with pytest.raises(openai.InternalServerError) as caught:
+        client.chat.completions.create(**chat)
+    assert caught.value.status_code == 503
+    engine.go.set()
+    rest = [chunk.choices[0] for chunk in stream]
+    assert ("".join(choice.delta.content or "" for choice in rest), rest[-1].finish_reason) == ("I will help", "stop")
+    serving.thread.join()
+    assert engine.closed == [False]
+
+
+def test_what_is_left_after_the_grace_is_broken_off(chat: dict[str, Any], engine: scripted.Scripted) -> None:
+    engine.go.clear()
+    serving = Serving(engine, grace=0.2)
+    stream = iter(client_of(serving).chat.completions.create(**chat, stream=True))
+    next(stream)
+    serving.stop()
+    with pytest.raises(openai.APIError, match="shutting down"):
+        list(stream)
+    serving.thread.join()
+
+
+def test_a_socket_that_cannot_be_had() -> None:
+    from mogu.errors import ConfigError
+
+    bound = bind("127.0.0.1", 0)
+    bound.listen()
+    with pytest.raises(ConfigError, match="Address already in use; choose another --host or --port"):
+        bind("127.0.0.1", bound.getsockname()[1])
+    bound.close()
