@@ -89,6 +89,8 @@ def load_run(
     on = None if plain else folder
     try:
         model, tokenizer = store.load(name, on, dtype=dtype, device=device, quantize=quantize, offload=offload)
+        if plain and folder is not None:
+            model = store.with_its_lora(model, folder)
     except ModelError as error:
         if base is None:
             raise ModelError(
