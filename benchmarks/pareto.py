@@ -194,6 +194,7 @@ def answers(
 def measure(work: Path, names: Sequence[str], seeds: Sequence[int], sizes: Sizes, more: str | None) -> dict[str, Any]:
     """By variant and seed, figures and answers; the base has one seed."""
     from mogu.data.build import build, choose_instructions
+    from mogu.data.rows import write_text
     from mogu.models import load_base
 
     base, tokenizer = load_base("smollm2")
@@ -220,8 +221,7 @@ def measure(work: Path, names: Sequence[str], seeds: Sequence[int], sizes: Sizes
                 adapter = None if recipe is None else out / "adapter"
                 said = answers(base, tokenizer, suites, adapter, out / "answers", sizes)
                 record = {"inputs": inputs, "figures": figures, "answers": said}
-                kept.parent.mkdir(parents=True, exist_ok=True)
-                kept.write_text(json.dumps(record), encoding="utf-8")
+                write_text(kept, json.dumps(record))
             found[name][seed] = record
             says = " ".join(f"{key} {value:.4g}" for key, value in record["figures"].items())
             print(f"{name}, seed {seed}: {says}", file=sys.stderr, flush=True)
