@@ -18,7 +18,10 @@ Choose = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def numbers_of(model: nn.Module, adapter: str = "default") -> dict[str, dict[str, Any]]:
-    """By path of the projection in the base model: A and B of both responders, routers, scale and shift."""
+    """By path of the projection in the base model: A and B of both responders, routers, scale and shift.
+
+    Where the backbone has a LoRA, its A, B and scale; on other projections nothing else.
+    """
     found = {}
     for path, module in model.named_modules():
         if not hasattr(module, "mogu_glad_A"):
@@ -29,6 +32,11 @@ def numbers_of(model: nn.Module, adapter: str = "default") -> dict[str, dict[str
             router = getattr(module, f"mogu_{who}_router")[adapter]
             one[f"{who}_router"] = {n: p.detach().clone() for n, p in router.named_parameters()}
         found[path.removeprefix("base_model.model.")] = one
+    for path, module in model.named_modules():
+        if hasattr(module, "mogu_backbone_A") and adapter in module.mogu_backbone_A:
+            a, b = (getattr(module, f"mogu_backbone_{half}")[adapter].detach().clone() for half in "AB")
+            place = path.removeprefix("base_model.model.").removesuffix(".base_layer")
+            found.setdefault(place, {})["lora"] = (a, b, module.mogu_scaling[adapter])
     return found
 
 
@@ -44,9 +52,14 @@ def router_weight(numbers: dict[str, torch.Tensor], x: torch.Tensor, shift: floa
 
 
 def projection(base: nn.Module, numbers: dict[str, Any], x: torch.Tensor) -> torch.Tensor:
-    """y = (u + g) · W x + s · (u · B_u A_u x + g · B_g A_g x)."""
+    """y = (u + g) · W x + s · (u · B_u A_u x + g · B_g A_g x), W with its backbone LoRA; or W alone with that."""
     weight = base.weight if isinstance(base, nn.Linear) else base.weight.T  # GPT-2's Conv1D is transposed
     plain = x @ weight.T + (0 if base.bias is None else base.bias)
+    if "lora" in numbers:
+        a, b, scale = numbers["lora"]
+        plain = plain + scale * (x @ a.T) @ b.T
+    if "glad" not in numbers:
+        return plain
     u = router_weight(numbers["unwill_router"], x, numbers["shift"])[..., None]
     g = router_weight(numbers["glad_router"], x, -numbers["shift"])[..., None]
     deltas = {}

@@ -12,6 +12,7 @@ import yaml
 from mogu.chat import TEMPLATES
 from mogu.errors import ConfigError
 from mogu.recipe import AdapterRecipe, ComputeRecipe, Recipe, load_recipe, recipe_names, routed_layers
+from mogu.recipe_check import BACKBONE
 
 PAPER = {
     "paper-llama2": ("llama-2", 5e-5, 8, 800, 960),
@@ -137,6 +138,7 @@ def test_null_where_it_means_all(tmp_path: Path) -> None:
         ("glad: {pairs: many}", "glad.pairs: 'many' is no int"),
         ("name: [a]", "name: ['a'] is no str"),
         ("balance: {shifts: 1}", "balance.shifts: 1 is no list of numbers"),
+        ("backbone: {modules: q}", "backbone.modules: 'q' is no list of names"),
         ("balance: {shifts: [a]}", "balance.shifts: ['a'] is no list of numbers"),
         ("balance: {shifts: '12'}", "balance.shifts: '12' is no list of numbers"),
         ("balance: {shifts: null}", "balance.shifts must not be null"),
@@ -220,3 +222,26 @@ def test_a_file_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
 )
 def test_shares_of_the_depth_become_layers(shape: dict[str, Any], depth: int, expected: list[int] | None) -> None:
     assert routed_layers(AdapterRecipe(**shape), depth) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("backbone: {modules: [q, mlp]}", "backbone.modules: 'mlp' is none of q, k, v, o, up, gate, down"),
+        (
+            "backbone: {modules: [q]}\nrouters: {start: fit, epochs: 0}",
+            "routers.epochs must be at least 1 where backbone.modules are trained with them",
+        ),
+        ("adapter: {layers: best}", "layers: 'best' is none of range, probe, random"),
+        ("adapter: {layers_budget: 0}", "layers_budget must be in (0, 1], not 0.0"),
+        ("adapter: {think: often}", "think: 'often' is none of ignore, through"),
+    ],
+)
+def test_values_of_v2_that_are_out_of_range(tmp_path: Path, text: str, expected: str) -> None:
+    assert message(tmp_path, text) == f"recipe field {expected}"
+
+
+def test_backbone_modules_are_those_of_the_adapter() -> None:
+    from mogu.adapter.config import BACKBONE_MODULES
+
+    assert tuple(BACKBONE_MODULES) == BACKBONE

@@ -10,6 +10,7 @@ from peft import PeftModel, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from mogu import MoguConfig
+from mogu.adapter.backbone import MoguLora
 from mogu.adapter.model import mogu_layers
 
 VOCABULARY = 97
@@ -130,6 +131,9 @@ def randomise(model: PeftModel, name: str = "default", strength: float = 1.0, se
                 for parameter in [entry] if isinstance(entry, torch.nn.Parameter) else entry.parameters():
                     noise = torch.randn(parameter.shape, generator=generator) * 0.5 * strength
                     parameter.copy_(noise)
+        for lora in (module for module in model.modules() if isinstance(module, MoguLora)):
+            for half in (lora.mogu_backbone_A[name], lora.mogu_backbone_B[name]):
+                half.copy_(torch.randn(half.shape, generator=generator) * 0.3 * strength)
 
 
 def prompts(*lengths: int, seed: int = 3) -> list[torch.Tensor]:

@@ -95,6 +95,8 @@ def load_run(
         model, tokenizer = load_base(
             name, dtype=dtype, device=device, quantize=quantize, offload=offload, trust_remote_code=trust_remote_code
         )
+        if folder is not None:
+            model = store.with_its_lora(model, folder)
     except ModelError as error:
         if base is None:
             raise ModelError(

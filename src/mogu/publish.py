@@ -15,6 +15,7 @@ from mogu import __version__
 from mogu.adapter import store
 from mogu.data.rows import write_text
 from mogu.errors import ConfigError, PublishError
+from mogu.finetuned import LORA_FOLDER
 from mogu.models import EMBEDDED
 from mogu.recipe import RECIPE_FILE, Recipe, load_recipe
 from mogu.train.card import HUB_ID, model_card, public_name
@@ -73,7 +74,8 @@ def _check_target(target: Path, source: Path) -> None:
         raise ConfigError(f"{target} is the adapter itself; give another folder with --to")
     if target.exists() and not target.is_dir():
         raise ConfigError(f"{target} is a file; give a folder with --to")
-    others = sorted(path.name for path in target.iterdir() if path.name not in FILES) if target.exists() else []
+    known = (*FILES, LORA_FOLDER)
+    others = sorted(path.name for path in target.iterdir() if path.name not in known) if target.exists() else []
     if others:
         raise ConfigError(f"{target} holds other files ({others[0]}); give a new or an empty folder with --to")
 
@@ -93,6 +95,8 @@ def _gather(source: Path, new: Path, base: str | None, place: str | None) -> Non
     measured = "selection" in record and summary.get("selection") == record["selection"]  # and not an earlier adapter
     new.mkdir()
     shutil.copyfile(source / SAFETENSORS_WEIGHTS_NAME, new / SAFETENSORS_WEIGHTS_NAME)
+    if (source / LORA_FOLDER).is_dir():
+        shutil.copytree(source / LORA_FOLDER, new / LORA_FOLDER)
     write_text(new / CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
     write_text(new / RECORD, json.dumps(record, indent=1) + "\n")
     write_text(new / RECIPE_FILE, recipe.to_yaml())

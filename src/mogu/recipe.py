@@ -14,8 +14,8 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 
-from mogu.chat import TEMPLATES
 from mogu.errors import ConfigError
+from mogu.recipe_check import check
 
 RECIPE_FILE = "recipe.yaml"
 """Where a recipe lies in a run folder, and beside an adapter."""
@@ -31,12 +31,28 @@ class AdapterRecipe:
     """LoRA scale is alpha / rank."""
     dropout: float = 0.05
     """Dropout on the responders' input while they train."""
+    layers: str = "range"
+    """Which layers are routed: ``range``: from ``layers_from`` to ``layers_to``; ``probe``: those where a probe of the
+    base reads best what is asked (v2, see :mod:`mogu.train.probe`); ``random``: as many, drawn by the seed."""
+    layers_budget: float = 0.3
+    """How many a probe chooses, as a share of the model's depth."""
+    probe_rows: int | None = None
+    """At most so many training rows of each kind (malicious, benign, borderline) are probed; null is all."""
     layers_from: float = 0.0
     """Where the routed layers begin, as a share of the model's depth; 0 is every layer (v1)."""
     layers_to: float = 1.0
     """Where they end, as a share of the depth."""
     routed_tokens: int = 5
     """m: new tokens decoded with routing."""
+    think: str = "ignore"
+    """Where m tokens are counted in an answer that begins with a thought: ``ignore``: from its first token, as
+    published; ``through``: routed through the thought, and m tokens after it."""
+    think_open: str = "<think>"
+    """What begins a thought, in the prompt's end or the answer."""
+    think_close: str = "</think>"
+    """What ends it."""
+    think_limit: int = 256
+    """New tokens after which the base takes over though the thought goes on."""
     router_width: int = 512
     """Inner width of a router that is trained in its factors."""
 
@@ -120,6 +136,24 @@ class RouterRecipe:
     """Which checkpoint is taken: ``last`` (published), or the best on ``validation`` prompts, the start included."""
     answer_tokens: int = 128
     """Length at which answers are cut."""
+
+
+@dataclass(frozen=True)
+class BackboneRecipe:
+    """LoRA on modules of the base, trained with the routers and there while routed (v2)."""
+
+    modules: tuple[str, ...] = ()
+    """Of q, k, v, o, up, gate, down; none is no backbone LoRA."""
+    reach: str = "routed"
+    """In the ``routed`` layers, or in all from the first routed one up (``upper``)."""
+    rank: int = 8
+    """LoRA rank."""
+    alpha: float = 16.0
+    """LoRA scale is alpha / rank."""
+    learning_rate: float = 2e-4
+    """Its rate; that of the routers is their own."""
+    anchor_weight: float = 1.0
+    """β, weight of KL(base ‖ routed) on the answers to benign rows."""
 
 
 @dataclass(frozen=True)
@@ -223,57 +257,18 @@ class Recipe:
     glad: ResponderRecipe = field(default_factory=ResponderRecipe)
     unwill: ResponderRecipe = field(default_factory=ResponderRecipe)
     routers: RouterRecipe = field(default_factory=RouterRecipe)
+    backbone: BackboneRecipe = field(default_factory=BackboneRecipe)
     compute: ComputeRecipe = field(default_factory=ComputeRecipe)
     balance: BalanceRecipe = field(default_factory=BalanceRecipe)
     evaluation: EvaluationRecipe = field(default_factory=EvaluationRecipe)
     search: SearchRecipe = field(default_factory=SearchRecipe)
 
     def __post_init__(self) -> None:
-        _check(self)
+        check(self)
 
     def to_yaml(self) -> str:
         """The recipe as YAML that :func:`load_recipe` reads back."""
         return yaml.safe_dump(_plain(dataclasses.asdict(self)), sort_keys=False, allow_unicode=True)
-
-
-_CHOICES = {
-    "loss": ("ratio", "log_ratio"),
-    "start": ("random", "fit"),
-    "penalty": ("squared", "l1"),
-    "fit_tokens": ("weighted", "equal", "prompt", "template"),
-    "fit_states": ("routed", "base"),
-    "select": ("last", "validation"),
-    "handover": ("fixed", "risk", "all"),
-    "template": (None, *TEMPLATES),
-}
-_AT_LEAST_ONE = {
-    "rank",
-    "router_width",
-    "batch_size",
-    "accumulation",
-    "answer_tokens",
-    "checkpoint_pairs",
-    "checkpoint_rows",
-    "prompts",
-    "new_tokens",
-    "limit",
-    "pairs",
-    "checkpoint",
-    "first_prompts",
-    "beaten_times",
-}
-_AT_LEAST_ZERO = {
-    "epochs",
-    "routed_tokens",
-    "l2",
-    "penalty_weight",
-    "borderline_weight",
-    "dropout",
-    "layers_from",
-    "hold_out",
-    "borderline",
-    "broken",
-}
 
 
 def recipe_names() -> list[str]:
@@ -346,7 +341,7 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
         if get_origin(kind) is tuple:
             if not isinstance(value, list):
                 raise ValueError
-            return tuple(_finite(v) for v in value)
+            return tuple(str(v) if get_args(kind)[0] is str else _finite(v) for v in value)
         if kind is bool or isinstance(value, bool | list | dict):
             if kind is bool and isinstance(value, bool):
                 return value
@@ -358,7 +353,9 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
             raise ValueError
         return kind(number)
     except (TypeError, ValueError):
-        name = "list of numbers" if get_origin(kind) is tuple else kind.__name__
+        name = kind.__name__
+        if get_origin(kind) is tuple:
+            name = "list of names" if get_args(kind)[0] is str else "list of numbers"
         raise ConfigError(f"{where}: {value!r} is no {name}") from None
 
 
@@ -367,54 +364,6 @@ def _finite(value: Any) -> float:
     if not math.isfinite(number):
         raise ValueError
     return number
-
-
-def _check(recipe: Recipe) -> None:
-    for section in (recipe, *(getattr(recipe, f.name) for f in dataclasses.fields(recipe))):
-        if not dataclasses.is_dataclass(section):
-            continue
-        for f in dataclasses.fields(section):
-            value = getattr(section, f.name)
-            if f.name in _CHOICES and value not in _CHOICES[f.name]:
-                names = ", ".join(map(str, _CHOICES[f.name]))
-                raise ConfigError(f"recipe field {f.name}: {value!r} is none of {names}")
-            if f.name in _AT_LEAST_ONE and value is not None and value < 1:
-                raise ConfigError(f"recipe field {f.name} must be at least 1, not {value}")
-            if f.name in _AT_LEAST_ZERO and value < 0:
-                raise ConfigError(f"recipe field {f.name} must be at least 0, not {value}")
-            if f.name in ("learning_rate", "sharpness") and not value > 0:
-                raise ConfigError(f"recipe field {f.name} must be above 0, not {value}")
-            if f.name in ("dropout", "hold_out") and not value < 1:
-                raise ConfigError(f"recipe field {f.name} must be below 1, not {value}")
-    if not 0 <= recipe.adapter.layers_from < recipe.adapter.layers_to <= 1:
-        raise ConfigError("recipe fields layers_from and layers_to must be shares of the depth, 0 <= from < to <= 1")
-    for name in ("glad", "unwill"):
-        if getattr(recipe, name).epochs < 1:
-            raise ConfigError(f"recipe field {name}.epochs must be at least 1")
-    if recipe.routers.rows is not None and recipe.routers.rows < 2:
-        raise ConfigError("recipe field routers.rows must be at least 2: benign and malicious ones")
-    if not 0 <= recipe.balance.risk_threshold <= 1:
-        raise ConfigError(f"recipe field risk_threshold must be in [0, 1], not {recipe.balance.risk_threshold}")
-    if not recipe.balance.shifts:
-        raise ConfigError("recipe field balance.shifts needs at least one value")
-    if recipe.routers.borderline > 1:
-        raise ConfigError(f"recipe field routers.borderline must be at most 1, not {recipe.routers.borderline}")
-    _check_search(recipe.search)
-    if recipe.routers.start == "random" and recipe.routers.epochs == 0:
-        raise ConfigError("recipe field routers.epochs must be at least 1 when the routers start at random")
-
-
-def _check_search(search: SearchRecipe) -> None:
-    for f in dataclasses.fields(search):
-        values = getattr(search, f.name)
-        if f.name.endswith("_by") and not (len(values) == 2 and 0 < values[0] <= 1 <= values[1]):
-            raise ConfigError(f"recipe field search.{f.name} must be two factors, 0 < lowest <= 1 <= highest")
-    if 1 not in search.rates or min(search.rates) <= 0:
-        raise ConfigError("recipe field search.rates must hold 1, the recipe's own rate, and only factors above 0")
-    if any(pairs < 1 for pairs in search.checkpoints or ()):
-        raise ConfigError("recipe field search.checkpoints must hold numbers of pairs, at least 1")
-    if search.shifts == ():
-        raise ConfigError("recipe field search.shifts needs at least one value, or null")
 
 
 def routed_layers(recipe: AdapterRecipe, depth: int) -> list[int] | None:

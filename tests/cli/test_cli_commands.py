@@ -179,6 +179,52 @@ def test_data_build_and_train_make_an_adapter(run, base_folder: str, tmp_path: P
     assert run("generate", "Hello", "--adapter", out, "--max-new-tokens", 2).exit_code == 0
 
 
+def test_probe_makes_a_table_a_page_and_a_choice(run, base_folder: str, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "data" / "rows.jsonl", [dataclasses.asdict(row) for row in small.rows()])
+    out = tmp_path / "probe"
+    result = run("probe", "--model", base_folder, "--data", tmp_path / "data", "--out", out, "--budget", 0.4)
+    assert result.exit_code == 0, result.output
+    record = json.loads((out / "probe.json").read_text())
+    assert (record["model"], record["rows"]) == (base_folder, {"malicious": 8, "benign": 8, "borderline": 4})
+    (chosen,) = record["chosen"]["layers"]
+    header, *layers = result.stdout.splitlines()[:4]
+    assert header.startswith("layer")
+    assert [line.split()[:2] for line in layers][chosen] == [str(chosen), "*"]
+    assert result.stdout.splitlines()[-3:] == [
+        f"chosen:  {chosen} (block)",
+        f"page:    {out}/probe.html",
+        f"figures: {out}/probe.json",
+    ]
+    assert "<svg" in (out / "probe.html").read_text()
+
+
+def test_mix_then_train_on_a_base_with_a_lora(run, base_folder: str, tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    from mogu.adapter.store import read_config
+    from mogu.finetuned import lora_hash
+
+    get_peft_model(small.base(), LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(tmp_path / "lora")
+    rows = [row for row in small.rows() if row.label == "benign" and not row.borderline]
+    write_jsonl(
+        tmp_path / "task.jsonl", [{"prompt": r.instruction, "response": r.glad, "split": r.split} for r in rows]
+    )
+    write_jsonl(tmp_path / "data" / "rows.jsonl", [dataclasses.asdict(r) for r in small.rows() if r not in rows])
+    mixed = run("mix", "--data", tmp_path / "task.jsonl", "--security", tmp_path / "data", "--out", tmp_path / "mixed")
+    assert mixed.exit_code == 0, mixed.output
+    assert len(read_rows(tmp_path / "mixed")) == len(small.rows())
+    assert mixed.stdout.splitlines()[-2] == f"data: {tmp_path}/mixed"
+    recipe, out = tmp_path / "tiny.yaml", tmp_path / "run"
+    recipe.write_text(small.RECIPE.to_yaml())
+    trained = run(
+        *("train", "--model", base_folder, "--base-adapter", tmp_path / "lora", "--data", tmp_path / "mixed"),
+        *("--recipe", recipe, "--out", out),
+    )
+    assert trained.exit_code == 0, trained.output
+    assert read_config(out).base_lora == lora_hash(tmp_path / "lora")
+    assert run("generate", "Hello", "--adapter", out, "--max-new-tokens", 2).exit_code == 0
+
+
 def test_a_dry_run_says_what_training_takes_and_writes_nothing(run, base_folder: str, tmp_path: Path) -> None:
     data, out, recipe = tmp_path / "data", tmp_path / "run", tmp_path / "tiny.yaml"
     recipe.write_text(small.RECIPE.to_yaml())

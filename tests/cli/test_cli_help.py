@@ -20,6 +20,8 @@ COMMANDS = [
     "evaluate",
     "train",
     "data build",
+    "mix",
+    "probe",
     "runs",
     "push",
     "import",

@@ -22,10 +22,10 @@ PROMPTS = tiny.prompts(9, 4, 7)
 class Upper:
     """A model routed from some layer up, and the oracle's two."""
 
-    def __init__(self, base: Any, first: int, tried: bool = True) -> None:
+    def __init__(self, base: Any, first: int, tried: bool = True, **settings: Any) -> None:
         self.base = base
-        layers = list(range(first, tiny.LAYERS))
-        self.model = tiny.adapted(copy.deepcopy(base), router="folded", layers_to_transform=layers)
+        settings = {"layers_to_transform": list(range(first, tiny.LAYERS)), **settings}
+        self.model = tiny.adapted(copy.deepcopy(base), router="folded", **settings)
         self.routed = oracle.routed_copy(base, oracle.numbers_of(self.model))
         if tried and first:
             assert reread.changes_nothing(self.model.base_model.model, first)
@@ -92,6 +92,18 @@ def test_only_the_last_layer_is_routed(architecture: str, rereads: list[int]) ->
     last = Upper(tiny.base(architecture), tiny.LAYERS - 1)
     assert last.answers(PROMPTS) == [last.expected(prompt)[0] for prompt in PROMPTS]
     assert rereads
+
+
+@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
+def test_v2_with_a_lora_on_the_backbone(architecture: str, rereads: list[int]) -> None:
+    """It changes keys and values of the first routed layer, too; the layers below stay as they are."""
+    modules = {"backbone_modules": ["q", "k", "v", "o", "down"], "backbone_layers": "upper"}
+    v2 = Upper(tiny.base(architecture), 1, layers_to_transform=[1], **modules)
+    expected = [v2.expected(prompt)[0] for prompt in PROMPTS]
+    assert v2.answers(PROMPTS) == expected
+    assert v2.answers(PROMPTS[1]) == expected[1:2]
+    assert rereads == [0, 0, 0]  # one in the trial
+    assert expected != [v2.expected(prompt, m=0)[0] for prompt in PROMPTS]
 
 
 def test_the_lower_layers_read_every_token_once() -> None:

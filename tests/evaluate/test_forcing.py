@@ -123,6 +123,14 @@ def test_another_handover_is_compared_where_it_routes(target: Target, folder: Pa
     assert "hands over by risk" in str(undefined(create("mogu@risk", target)))
 
 
+def test_an_answer_routed_through_its_thought_is_not_compared(tmp_path: Path) -> None:
+    marks = {"think": "through", "think_tokens": [[5], [6]]}
+    store.save(tiny.adapted(small.base(), **marks), tmp_path / "adapter")
+    target = Target(small.base(), small.tokenizer(), "m", tmp_path, adapter=tmp_path)
+    assert "hands over after a thought" in str(undefined(create("mogu", target)))
+    assert undefined(create("mogu@all", target)) is None
+
+
 def test_other_weights_are_compared_over_the_whole_answer(target: Target) -> None:
     pipeline = Pipeline([OtherWeights(target)])
     found = divergence(pipeline, TEXTS, ANSWERS, 3)

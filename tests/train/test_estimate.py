@@ -12,7 +12,7 @@ import small
 
 from mogu.errors import ModelError, TrainingError
 from mogu.models import empty_base, load_base
-from mogu.recipe import Recipe
+from mogu.recipe import BackboneRecipe, Recipe
 from mogu.train import estimate as module
 from mogu.train.advice import advice, conclusion, count, duration, size, text_table
 from mogu.train.estimate import Estimate, StageEstimate, estimate, weigh
@@ -282,3 +282,17 @@ def test_weights_that_do_not_fit_are_said_without_stages() -> None:
 )
 def test_numbers_are_short(shown: str, text: str) -> None:
     assert shown == text
+
+
+def test_a_v2_recipe_is_tried_without_its_probe(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mogu.train.layers.probe_layers", None)
+    shape = dataclasses.replace(FIT.adapter, layers="probe", layers_budget=0.34)
+    routers = dataclasses.replace(FIT.routers, epochs=1, rows=4, batch_size=2, accumulation=1)
+    backbone = BackboneRecipe(modules=("q", "o"), rank=2)
+    found = tried(dataclasses.replace(FIT, adapter=shape, routers=routers, backbone=backbone))
+    assert found.layers == (2,)
+    stages = {stage.stage: stage.trainable for stage in found.stages}
+    probes = 2 * (WIDTH + 1)
+    assert stages["routers (fit)"] == probes
+    assert stages["routers"] == probes + 2 * 2 * (WIDTH + WIDTH)
+    assert stages["glad"] == 2 * (WIDTH + WIDTH)

@@ -10,7 +10,14 @@ from published_reference import NAMES, expected_of, reference_model
 from torch.testing import assert_close
 
 from mogu.adapter.model import mogu_layers, recorded_weights, set_stage
-from mogu.train.losses import IGNORED, log_ratio_loss, ratio_loss, response_cross_entropy, router_penalty
+from mogu.train.losses import (
+    IGNORED,
+    divergence,
+    log_ratio_loss,
+    ratio_loss,
+    response_cross_entropy,
+    router_penalty,
+)
 
 PUBLISHED = {"down": "linear_0.weight", "up_bias": "linear_1.bias", "out": "linear_2.weight"}
 
@@ -183,3 +190,17 @@ def test_each_row_weighs_the_same_however_long() -> None:
     mask = torch.tensor([[1] * 8, [1] + [0] * 7])
     penalty = router_penalty(unwill, 1 - unwill, torch.tensor([False, True]), mask)
     assert penalty == 1  # the short wrong row costs 2, the long right one 0
+
+
+# the divergence from the base
+
+
+def test_the_divergence_is_taken_at_answer_tokens_row_by_row() -> None:
+    base, logits = torch.randn(2, 2, 5, 7)
+    labels = torch.full((2, 5), IGNORED)
+    labels[0, 2:], labels[1, 4] = torch.tensor([1, 2, 3]), 6
+    p, q = torch.softmax(base, -1), torch.softmax(logits, -1)
+    each = (p * (p / q).log()).sum(-1)  # position i predicts token i + 1
+    assert_close(divergence(base, logits, labels), torch.stack([each[0, 1:4].mean(), each[1, 3]]))
+    assert_close(divergence(base, base, labels), torch.zeros(2))
+    assert divergence(base, logits, torch.full((2, 5), IGNORED)).tolist() == [0, 0]

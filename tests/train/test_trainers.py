@@ -14,10 +14,10 @@ import tiny
 import torch
 from torch.testing import assert_close
 
-from mogu.adapter.model import mogu_layers, recorded_weights, set_stage
+from mogu.adapter.model import mogu_layers, plain_base, recorded_weights, set_stage
 from mogu.data.rows import Row
 from mogu.errors import TrainingError
-from mogu.recipe import ResponderRecipe, RouterRecipe
+from mogu.recipe import BackboneRecipe, ResponderRecipe, RouterRecipe
 from mogu.train.batches import Encoder, PairCollator, RouterCollator
 from mogu.train.losses import IGNORED
 from mogu.train.trainers import (
@@ -256,3 +256,58 @@ def test_prompts_count_in_no_loss() -> None:
     batch = PairCollator(encoder(), wants_refusal=True)(ROWS[:2])
     prompt, _ = encoder().wanted(ROWS[0])
     assert batch["labels"][0].eq(IGNORED).sum() >= len(prompt)
+
+
+# the backbone, trained with the routers
+
+BACKBONE = {"router": "folded", "layers_to_transform": [1, 2], "backbone_modules": ["q", "o", "down"]}
+
+
+def loss_by_hand(model: Any, rows: Sequence[Row], recipe: RouterRecipe, beta: float) -> torch.Tensor:
+    """Each row alone, without padding."""
+    terms = []
+    for row in rows:
+        prompt, answer = encoder().wanted(row)
+        ids = torch.tensor([prompt + answer])
+        bad = float(row.label == "malicious")
+        with recorded_weights(model) as weights:
+            logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0]
+            unwill, glad = weights()
+        term = oracle.cross_entropy(logits, ids[0], len(prompt), ids.shape[1])
+        term = term + recipe.penalty_weight * ((unwill - bad).square() + (glad - 1 + bad).square()).mean()
+        if not bad:
+            with torch.no_grad(), plain_base(model):
+                p = torch.softmax(model(input_ids=ids).logits[0], -1)
+            kl = (p * (p.log() - torch.log_softmax(logits, -1))).sum(-1)
+            term = term + beta * kl[len(prompt) - 1 : -1].mean()
+        terms.append(term)
+    return torch.stack(terms).mean()
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.7])
+def test_the_joint_loss_anchors_benign_answers_to_the_base(tmp_path: Path, beta: float) -> None:
+    model = adapted("routed", **BACKBONE)
+    recipe = RouterRecipe(batch_size=4, accumulation=1)
+    collate = RouterCollator(encoder())
+    made = trainer(RouterTrainer, model, recipe, tmp_path, ROWS, collate)
+    made.backbone = BackboneRecipe(modules=("q",), anchor_weight=beta)
+    rows = [row for label in ("malicious", "benign") for row in [r for r in ROWS if r.label == label][:2]]
+    loss, expected = made.compute_loss(model, collate(rows)), loss_by_hand(model, rows, recipe, beta)
+    assert_close(loss, expected, rtol=1e-4, atol=1e-5)
+    parameters = list(trained(model).values())
+    own, theirs = (torch.autograd.grad(value, parameters) for value in (loss, expected))
+    for one, other in zip(own, theirs, strict=True):
+        assert_close(one, other, rtol=1e-3, atol=1e-5)
+    only_bad = made.compute_loss(model, collate(rows[:2]))
+    assert_close(only_bad, loss_by_hand(model, rows[:2], recipe, 0.0), rtol=1e-4, atol=1e-5)
+
+
+def test_the_backbone_learns_at_its_own_rate(tmp_path: Path) -> None:
+    model = adapted("routed", **BACKBONE)
+    recipe = RouterRecipe(batch_size=4, accumulation=1)
+    made = trainer(RouterTrainer, model, recipe, tmp_path, ROWS, RouterCollator(encoder()))
+    made.backbone = BackboneRecipe(modules=("q",), learning_rate=5e-2)
+    routers, backbone = made.create_optimizer().param_groups
+    assert (routers["lr"], backbone["lr"]) == (RATE, 5e-2)
+    assert len(routers["params"]) == 2 * 2 * 2
+    assert len(backbone["params"]) == 2 * 3 * 2

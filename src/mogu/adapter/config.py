@@ -14,10 +14,14 @@ from mogu.errors import ConfigError
 Stage = Literal["glad", "unwill", "routed"]
 RouterForm = Literal["factored", "folded"]
 Handover = Literal["fixed", "risk", "all"]
+BackboneLayers = Literal["routed", "upper"]
+Think = Literal["ignore", "through"]
 
 STAGES: tuple[str, ...] = get_args(Stage)
 ROUTER_FORMS: tuple[str, ...] = get_args(RouterForm)
 HANDOVERS: tuple[str, ...] = get_args(Handover)
+BACKBONE_LAYERS: tuple[str, ...] = get_args(BackboneLayers)
+THINK: tuple[str, ...] = get_args(Think)
 
 TARGET_MODULES: dict[str, list[str]] = {
     **{
@@ -39,6 +43,17 @@ TARGET_MODULES: dict[str, list[str]] = {
     "gpt2": ["attn.c_proj"],
 }
 """Attention output projection by transformers ``model_type``. peft has no such table."""
+
+_FUSED = ("self_attn.qkv_proj", "self_attention.query_key_value", "attention.query_key_value", "attn.c_attn")
+_UP = ("mlp.up_proj", "mlp.gate_up_proj", "mlp.fc1", "fc1", "mlp.c_fc", "mlp.dense_h_to_4h", "mlp.fc_in")
+BACKBONE_MODULES: dict[str, tuple[str, ...]] = {
+    **{name: (f"self_attn.{name}_proj", f"attn.{name}_proj", *_FUSED, "attn.Wqkv") for name in "qkv"},
+    "o": (),  # the attention output projection itself
+    "up": (*_UP, "ffn.up_proj"),
+    "gate": ("mlp.gate_proj", "mlp.gate_up_proj"),
+    "down": ("mlp.down_proj", "mlp.fc2", "fc2", "mlp.c_proj", "mlp.dense_4h_to_h", "mlp.fc_out", "ffn.down_proj"),
+}
+"""What a backbone module may be called inside a decoder layer; several may be one projection, adapted as one."""
 
 
 def _add_peft_type() -> None:
@@ -90,6 +105,16 @@ class MoguConfig(PeftConfig):
     routed_tokens: int = field(
         default=5, metadata={"help": "m: new tokens decoded with routing before the plain base."}
     )
+    think: Think = field(
+        default="ignore",
+        metadata={"help": "What m counts: all new tokens ('ignore'), or those after a thought ('through')."},
+    )
+    think_tokens: list[list[int]] | None = field(
+        default=None, metadata={"help": "Token ids of what begins a thought, and of what ends it."}
+    )
+    think_limit: int = field(
+        default=256, metadata={"help": "New tokens after which the base takes over though the thought goes on."}
+    )
     shift: float = field(
         default=0.0, metadata={"help": "Added to the unwill router's logit and taken from the glad router's."}
     )
@@ -103,8 +128,21 @@ class MoguConfig(PeftConfig):
     risk: dict[str, Any] | None = field(
         default=None, metadata={"help": "Calibration of the risk (mogu.adapter.risk); None where it was not fitted."}
     )
+    backbone_modules: list[str] | None = field(
+        default=None,
+        metadata={"help": "LoRA on these while routed (v2): of q, k, v, o, up, gate, down; None is no backbone LoRA."},
+    )
+    backbone_layers: BackboneLayers = field(
+        default="routed",
+        metadata={"help": "Where: in the 'routed' layers, or in all from the first routed one up ('upper')."},
+    )
+    backbone_rank: int = field(default=8, metadata={"help": "Its rank."})
+    backbone_alpha: float = field(default=16, metadata={"help": "Its scale is backbone_alpha / backbone_rank."})
     stage: Stage = field(default="routed", metadata={"help": "Which part answers and trains: glad, unwill or routed."})
     base_model: str | None = field(default=None, metadata={"help": "What the user calls the base: a name, id or path."})
+    base_lora: str | None = field(
+        default=None, metadata={"help": "Hash of the LoRA that was merged into the base first (mogu.finetuned)."}
+    )
     bias: str = field(default="none", metadata={"help": "Only 'none': biases of the base are never trained."})
     task_type: str | None = field(
         default="CAUSAL_LM",
@@ -138,11 +176,23 @@ class MoguConfig(PeftConfig):
             raise ConfigError(f"unknown router form {self.router!r}; choose from {', '.join(ROUTER_FORMS)}")
         if self.handover not in HANDOVERS:
             raise ConfigError(f"unknown hand-over {self.handover!r}; choose from {', '.join(HANDOVERS)}")
+        if self.backbone_layers not in BACKBONE_LAYERS:
+            raise ConfigError(
+                f"unknown backbone_layers {self.backbone_layers!r}; choose from {', '.join(BACKBONE_LAYERS)}"
+            )
+        self.backbone_modules = list(self.backbone_modules) if self.backbone_modules else None
+        if strange := sorted(set(self.backbone_modules or ()) - set(BACKBONE_MODULES)):
+            raise ConfigError(f"unknown backbone module {strange[0]!r}; choose from {', '.join(BACKBONE_MODULES)}")
+        if self.think not in THINK:
+            raise ConfigError(f"unknown think {self.think!r}; choose from {', '.join(THINK)}")
+        marks = self.think_tokens or []
+        if self.think == "through" and not (len(marks) == 2 and all(marks)):
+            raise ConfigError("think='through' needs think_tokens: the ids that begin a thought, and those that end it")
         if not 0 <= self.risk_threshold <= 1:
             raise ConfigError(f"risk_threshold must be in [0, 1], not {self.risk_threshold!r}")
         if self.risk is not None:
             check_calibration(self.risk)
-        for name, low in (("r", 1), ("router_width", 1), ("routed_tokens", 0)):
+        for name, low in (("r", 1), ("router_width", 1), ("backbone_rank", 1), ("routed_tokens", 0)):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < low:
                 raise ConfigError(f"{name} must be an integer of at least {low}, not {getattr(self, name)!r}")
         if not 0 <= self.lora_dropout < 1:

@@ -38,13 +38,31 @@ _ROUTERS = ("mogu_glad_router", "mogu_unwill_router")
 class MoguLayer(BaseTunerLayer):
     """Marks the layers of a MoGU adapter for peft."""
 
-    adapter_layer_names = (*_RESPONDER["glad"], *_RESPONDER["unwill"], *_ROUTERS)
-    other_param_names = ("mogu_scaling", "mogu_shift", "mogu_stage", "mogu_dropout")
+    adapter_layer_names: tuple[str, ...] = (*_RESPONDER["glad"], *_RESPONDER["unwill"], *_ROUTERS)
+    other_param_names: tuple[str, ...] = ("mogu_scaling", "mogu_shift", "mogu_stage", "mogu_dropout")
 
     if TYPE_CHECKING:  # what peft's class gives, which ships no types
         active_adapters: list[str]
         disable_adapters: bool
         get_base_layer: Callable[[], nn.Module]
+
+    def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
+        """Activate one adapter (peft calls this also with an empty list)."""
+        if not isinstance(adapter_names, str) and len(adapter_names) > 1:
+            raise AdapterError(f"only one MoGU adapter can be active, not {', '.join(adapter_names)}")
+        super().set_adapter(adapter_names, inference_mode=inference_mode)
+
+    def enable_adapters(self, enabled: bool) -> None:
+        """Switch the adapter on or off; what is frozen stays frozen (peft's own un-freezes when it enables)."""
+        self._disable_adapters = not enabled
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Impossible: what routers add depends on the input."""
+        raise AdapterError("a MoGU adapter cannot be merged into the base: its routers depend on the input")
+
+    def unmerge(self) -> None:
+        """Impossible, as nothing was merged."""
+        raise AdapterError("a MoGU adapter is never merged, so there is nothing to unmerge")
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
         """To where the base layer computes, even if its weights wait elsewhere."""
@@ -114,24 +132,6 @@ class MoguLinear(nn.Module, MoguLayer):
         self.mogu_stage[adapter_name] = stage
         trained = _ROUTERS if stage == "routed" else _RESPONDER[stage]
         self.frozen_peft_weight_names[adapter_name] = tuple(n for n in self.adapter_layer_names if n not in trained)
-
-    def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
-        """Activate one adapter (peft calls this also with an empty list)."""
-        if not isinstance(adapter_names, str) and len(adapter_names) > 1:
-            raise AdapterError(f"only one MoGU adapter can be active, not {', '.join(adapter_names)}")
-        super().set_adapter(adapter_names, inference_mode=inference_mode)
-
-    def enable_adapters(self, enabled: bool) -> None:
-        """Switch the adapter on or off; what is frozen stays frozen (peft's own un-freezes when it enables)."""
-        self._disable_adapters = not enabled
-
-    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Impossible: what routers add depends on the input."""
-        raise AdapterError("a MoGU adapter cannot be merged into the base: its routers depend on the input")
-
-    def unmerge(self) -> None:
-        """Impossible, as nothing was merged."""
-        raise AdapterError("a MoGU adapter is never merged, so there is nothing to unmerge")
 
     def router_weights(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Unwill and glad weights in (0, 1), each of shape x.shape[:-1], of inputs (..., d_in)."""

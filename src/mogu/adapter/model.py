@@ -14,16 +14,26 @@ from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import peft_types, register_peft_method
 from torch import nn
 
+from mogu.adapter.backbone import MoguLora, add_backbone
 from mogu.adapter.config import TARGET_MODULES, MoguConfig, Stage
 from mogu.adapter.fused import fuse
 from mogu.adapter.layer import MoguLayer, MoguLinear
 from mogu.adapter.router import FactoredRouter
 from mogu.errors import AdapterError
+from mogu.finetuned import merged_lora
 from mogu.models import spare_head
 from mogu.offload import execution_device
 from mogu.prefix import prefilled
 
-_ROUTING = ("routed_tokens", "handover", "risk_threshold")
+_OTHER_BASE = (
+    "the adapter belongs on a base with a LoRA merged into it; load both with mogu.load, or merge it first "
+    "(mogu.finetuned.merge_lora)"
+)
+_ANOTHER_LORA = (
+    "the adapter belongs on the base as it was before a LoRA was merged into it; load that one "
+    "(for a new adapter: MoguConfig(base_lora=mogu.finetuned.merged_lora(base)))"
+)
+_ROUTING = ("routed_tokens", "handover", "risk_threshold", "think")
 """Options of ``generate`` that mean nothing where nothing is routed."""
 
 
@@ -57,6 +67,15 @@ class MoguModel(BaseTuner):
     def _mark_only_adapters_as_trainable(self, model: nn.Module) -> None:
         super()._mark_only_adapters_as_trainable(model)
         spare_head(model)
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        """As peft's, which puts in responders and routers; then the backbone LoRA, if the adapter has one."""
+        config = self.peft_config[adapter_name]
+        if config.base_lora != merged_lora(model):
+            raise AdapterError(_OTHER_BASE if config.base_lora is not None else _ANOTHER_LORA)
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
+        for lora in add_backbone(model, adapter_name, config):
+            lora.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def _create_and_replace(
         self,
@@ -117,7 +136,9 @@ class MoguModel(BaseTuner):
         if decoder is None:
             raise AdapterError("routed decoding is not loaded; import mogu before generating")
         config = self.peft_config[name]
-        trained = {name: getattr(config, name) for name in ("routed_tokens", "handover", "risk_threshold")}
+        trained = {name: getattr(config, name) for name in _ROUTING}
+        if config.think_tokens:
+            trained["think_tokens"], trained["think_limit"] = config.think_tokens, config.think_limit
         return decoder(self.model, *args, calibration=config.risk, **{**trained, **kwargs})
 
     def risk(self, messages: Any, tokenizer: Any = None, *, template: str | None = None) -> float:
@@ -142,6 +163,20 @@ def mogu_layers(model: nn.Module) -> list[tuple[int, MoguLinear]]:
     """(decoder layer index, layer) of every routed projection of ``model``, from the first layer up."""
     found = [(_layer_index(path), layer) for path, layer in _walk(model)]
     return sorted(found, key=lambda pair: pair[0])
+
+
+def tuner_layers(model: nn.Module) -> list[MoguLinear | MoguLora]:
+    """Everything of ours in ``model``: routed projections, and backbone LoRA beside and below them."""
+    found: list[MoguLinear | MoguLora] = []
+    waiting = [model]
+    while waiting:
+        module = waiting.pop()
+        if isinstance(module, MoguLinear | MoguLora):
+            found.append(module)
+            waiting.append(module.base_layer)
+        else:
+            waiting += [child for child in module._modules.values() if child is not None]
+    return found
 
 
 def _walk(module: nn.Module, path: str = "") -> Iterator[tuple[str, MoguLinear]]:
@@ -173,6 +208,23 @@ def decoder_layers(model: nn.Module) -> list[nn.Module]:
     raise AdapterError("the model carries no active MoGU adapter; load one with mogu.load(model, adapter=DIR)")
 
 
+def layers_with_projection(base: nn.Module) -> list[tuple[nn.Module, nn.Module]]:
+    """Each decoder layer of a plain base, from the first up, and its attention output projection.
+
+    Raises:
+        AdapterError: The projection of this architecture is not known.
+    """
+    model_type = getattr(getattr(base, "config", None), "model_type", None)
+    suffixes = tuple(f".{name}" for name in TARGET_MODULES.get(str(model_type), ()))
+    found = {}
+    for name, module in base.named_modules():
+        if suffixes and name.endswith(suffixes) and (match := re.match(r"(.*?\.\d+)\.", name)):
+            found[_layer_index(name)] = (base.get_submodule(match.group(1)), module)
+    if not found:
+        raise AdapterError(f"no attention output projection known for model type {model_type!r}")
+    return [found[index] for index in sorted(found)]
+
+
 def active_config(model: nn.Module) -> MoguConfig:
     """The configuration of the active MoGU adapter of a peft model.
 
@@ -190,8 +242,9 @@ def set_stage(model: nn.Module, stage: Stage) -> None:
     """Let the glad responder, the unwilling one, or the routed mix answer and train."""
     config, name = active_config(model), str(model.active_adapter)
     config.stage = stage
-    for _, layer in mogu_layers(model):
-        layer.set_stage(name, stage)
+    for layer in tuner_layers(model):
+        if name in layer.mogu_stage:
+            layer.set_stage(name, stage)
         layer.set_adapter(name, inference_mode=config.inference_mode)
 
 
@@ -244,7 +297,7 @@ def fold_routers(model: nn.Module) -> None:
 @contextmanager
 def plain_base(model: nn.Module) -> Iterator[None]:
     """The base model inside, without touching what is trainable (peft's ``disable_adapter`` un-freezes on leaving)."""
-    layers = [layer for _, layer in mogu_layers(model)]
+    layers = tuner_layers(model)
     before = [layer._disable_adapters for layer in layers]
     for layer in layers:
         layer._disable_adapters = True

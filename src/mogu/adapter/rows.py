@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from mogu.adapter.model import mogu_layers
+from mogu.adapter.model import tuner_layers
 
 
 @dataclass
 class Rows:
-    """What all routed layers of one model ask in each forward, instead of being switched on or off as a whole."""
+    """What all layers of ours in one model ask in each forward, instead of being switched on or off as a whole."""
 
     any_routed: bool = False
     """Whether the layers have anything to do."""
@@ -54,7 +54,7 @@ class Rows:
 @contextmanager
 def by_row(model: nn.Module) -> Iterator[Rows]:
     """The layers ask the yielded :class:`Rows` inside; until something is set, every row is plain."""
-    layers, rows = [layer for _, layer in mogu_layers(model)], Rows()
+    layers, rows = tuner_layers(model), Rows()
     before = [layer.rows for layer in layers]
     for layer in layers:
         layer.rows = rows

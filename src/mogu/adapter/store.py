@@ -17,8 +17,9 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME, load_peft_weights
 from safetensors import SafetensorError
 
 from mogu.adapter.config import MoguConfig
-from mogu.adapter.model import fold_routers, mogu_layers
+from mogu.adapter.model import fold_routers, tuner_layers
 from mogu.errors import AdapterError
+from mogu.finetuned import LORA_FOLDER, copy_lora, lora_hash, merge_lora, merged_lora
 from mogu.models import load_base
 
 if TYPE_CHECKING:
@@ -55,9 +56,28 @@ def load(
     base, tokenizer = load_base(model, dtype=dtype, device=device, quantize=quantize, offload=offload)
     if folder is None:
         return base, tokenizer
-    routed = attach(base, folder)
+    routed = attach(with_its_lora(base, folder), folder)
     routed.base_model.tokenizer = tokenizer
     return routed, tokenizer
+
+
+def with_its_lora(base: PreTrainedModel, folder: str | Path) -> PreTrainedModel:
+    """``base`` with the LoRA merged into it that the adapter in ``folder`` was trained on; as it is without one.
+
+    Raises:
+        AdapterError: The LoRA is not beside the adapter, or another one is.
+        ModelError: It does not go into this base.
+    """
+    folder = adapter_folder(folder)
+    wanted = read_config(folder).base_lora
+    if wanted is None:
+        return base
+    if not (folder / LORA_FOLDER).is_dir() or lora_hash(folder / LORA_FOLDER) != wanted:
+        raise AdapterError(
+            f"the adapter in {folder} was trained on a base with a LoRA merged into it, and {LORA_FOLDER}/ is missing "
+            "there or holds another one; copy it from where the adapter was trained"
+        )
+    return merge_lora(base, folder / LORA_FOLDER)
 
 
 def attach(base: PreTrainedModel, folder: str | Path) -> PeftModel:
@@ -81,7 +101,7 @@ def attach(base: PreTrainedModel, folder: str | Path) -> PeftModel:
             f"the adapter in {folder} does not fit this model: {odd} is {'missing' if missing else 'unknown'}"
         )
     fold_routers(model)  # in float32; only then to the base's dtype
-    for _, layer in mogu_layers(model):
+    for layer in tuner_layers(model):
         layer._move_adapter_to_device_of_base_layer(model.active_adapter)
     model.eval()
     return model
@@ -152,6 +172,9 @@ def save(model: PeftModel, folder: str | Path, files: dict[str, str] | None = No
             for file in (new / name).iterdir():
                 file.replace(new / file.name)
             (new / name).rmdir()
+        base = model.get_base_model()
+        if merged_lora(base) is not None:
+            copy_lora(base.mogu_lora_folder, new / LORA_FOLDER)
         for file_name, text in (files or {}).items():
             (new / file_name).write_text(text, encoding="utf-8")
         swap(new, folder, workshop / "old")

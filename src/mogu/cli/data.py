@@ -36,6 +36,7 @@ def build(
     device: options.Device = None,
     quantize: options.Quantize = None,
     offload: options.Offload = None,
+    base_adapter: options.BaseAdapter = None,
     config: options.Config = None,
 ) -> None:
     """Build a data set: the model answers the benign instructions, refusals come from a bank of sentences."""
@@ -45,16 +46,18 @@ def build(
         from mogu.cli.loading import batch_size_for, load
         from mogu.data.build import build as build_rows
         from mogu.data.build import choose_instructions
+        from mogu.finetuned import merge_lora
         from mogu.processes import from_main
 
         instructions = choose_instructions(benign, malicious, limit)
         loaded = load(model, None, template=template, dtype=dtype, device=device, quantize=quantize, offload=offload)
+        answering = loaded.model if base_adapter is None else merge_lora(loaded.model, base_adapter)
         texts, given = [one.instruction for one in instructions], batch_size
         batch_size = from_main(lambda: batch_size_for(loaded, texts, given))
         progress.end(f"batches of {batch_size}")
         progress.begin("data", "data: the model answers benign instructions")
         rows = build_rows(
-            loaded.model,
+            answering,
             loaded.tokenizer,
             instructions,
             out,

@@ -22,6 +22,8 @@ from mogu.cli import (
     inspect,
     judge,
     lm_eval,
+    mix,
+    probe,
     push,
     recipes,
     runs,
@@ -50,6 +52,8 @@ app.add_typer(judge.app, name="judge")
 app.command("lm-eval", context_settings=lm_eval.PASSED_ON)(lm_eval.lm_eval)
 app.command("train")(train.train)
 app.add_typer(data.app, name="data")
+app.command("mix")(mix.mix)
+app.command("probe")(probe.probe)
 app.command("runs")(runs.runs)
 app.command("push")(push.push)
 app.command("import")(import_.import_)

@@ -98,6 +98,12 @@ Track = Annotated[
         help="Where losses are shown: tensorboard, wandb, mlflow; default: tensorboard where it is installed.",
     ),
 ]
+BaseAdapter = Annotated[
+    Path | None,
+    typer.Option(
+        "--base-adapter", metavar="LORA", help="Folder of a peft LoRA that is merged into the model first: a fine-tune."
+    ),
+]
 Dtype = Annotated[
     str | None,
     typer.Option(

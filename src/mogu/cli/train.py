@@ -32,6 +32,7 @@ def train(
     device: options.Device = None,
     quantize: options.Quantize = None,
     offload: options.Offload = None,
+    base_adapter: options.BaseAdapter = None,
     track: options.Track = None,
     config: options.Config = None,
 ) -> None:
@@ -42,12 +43,13 @@ def train(
     if dry_run:
         if processes.count() > 1:
             raise ConfigError("--dry-run tries one process; start it without a launcher")
-        _rehearse(model, data, chosen, dtype, device, quantize, offload)
+        _rehearse(model, data, chosen, dtype, device, quantize, offload, base_adapter)
         return
     options.writable_folder(out)
     with progress_view() as progress:
         progress.begin("model", f"model: loads {model}")
         from mogu.data.rows import read_rows
+        from mogu.finetuned import merge_lora
         from mogu.models import load_base
         from mogu.train.run import train as run_training
         from mogu.train.track import trackers
@@ -57,6 +59,8 @@ def train(
             raise ConfigError("FSDP spreads a whole base; leave out --quantize and --offload, or use ddp.yaml")
         at_first = "cpu" if processes.sharded() else device  # whole, a base that needs FSDP fits no device
         base, tokenizer = load_base(model, dtype=dtype, device=at_first, quantize=quantize, offload=offload)
+        if base_adapter is not None:
+            base = merge_lora(base, base_adapter)
         progress.end(f"{len(rows)} rows of data")
         if not resume:
             processes.from_main(lambda: shutil.rmtree(out / "stages", ignore_errors=True))
@@ -72,11 +76,13 @@ def _rehearse(
     device: str | None,
     quantize: str | None,
     offload: str | None,
+    base_adapter: Path | None,
 ) -> None:
     """Say what training would take; weights that do not fit are not loaded."""
     with progress_view() as progress:
         progress.begin("model", f"model: loads {model}")
         from mogu.data.rows import read_rows
+        from mogu.finetuned import merge_lora
         from mogu.models import load_base
         from mogu.train.advice import conclusion, text_table
         from mogu.train.estimate import estimate, weigh
@@ -85,6 +91,8 @@ def _rehearse(
         found = weigh(model, dtype=dtype, device=device, quantize=quantize, offload=offload)
         if found.fits:
             base, tokenizer = load_base(model, dtype=dtype, device=device, quantize=quantize, offload=offload)
+            if base_adapter is not None:
+                base = merge_lora(base, base_adapter)
         progress.end(f"{len(rows)} rows of data")
         if found.fits:
             found = estimate(base, tokenizer, rows, recipe, model_name=model, progress=progress)

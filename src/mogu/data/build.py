@@ -27,6 +27,7 @@ from mogu.data.rows import (
 )
 from mogu.data.sources import SEEDS, load_instructions
 from mogu.errors import DataError
+from mogu.finetuned import merged_lora
 from mogu.judge import label_response
 from mogu.respond import respond, share_of
 from mogu.versions import versions
@@ -125,6 +126,7 @@ def build(
     out = Path(out)
     inputs = {
         "model": model_name,
+        **({"base_lora": mark} if (mark := merged_lora(model)) else {}),
         "template": template,
         "answer_tokens": answer_tokens,
         "instructions": fingerprint(instructions),
@@ -170,7 +172,7 @@ def build(
 
 def _write(out: Path, inputs: dict[str, Any], rows: Sequence[Row]) -> None:
     write_jsonl(out / ROWS_FILE, (dataclasses.asdict(row) for row in rows))
-    write_text(out / MANIFEST_FILE, json.dumps(_manifest(inputs, rows), indent=1, ensure_ascii=False) + "\n")
+    write_text(out / MANIFEST_FILE, json.dumps(manifest(inputs, rows), indent=1, ensure_ascii=False) + "\n")
 
 
 def _row(one: Instruction, answer: str) -> Row:
@@ -193,7 +195,8 @@ def _check_same(manifest: Path, inputs: dict[str, Any]) -> None:
             )
 
 
-def _manifest(inputs: dict[str, Any], rows: Sequence[Row]) -> dict[str, Any]:
+def manifest(inputs: dict[str, Any], rows: Sequence[Row]) -> dict[str, Any]:
+    """What a data set was made of, and how much of what it holds."""
     sources = Counter((row.source, row.label) for row in rows)
     return {
         "inputs": inputs,

@@ -1,21 +1,77 @@
-"""Hand-over by risk: each row of a batch stays routed while its risk is above a threshold.
+"""Rows that hand over at their own time: by risk, while it is above a threshold; by thought, m tokens after it is over.
 
-After each new token the risk at the newest token that was read decides. The head goes on until every row is ready for
-the base or has ended; what rows that were ready earlier were given beyond that point (surplus) is dropped. The tail
-then holds heads of unequal length, so blank columns go in front of the shorter ones. The caller's processors and
-criteria see each row without its blanks: greedy, every row gets the tokens that it gets alone.
+After each new token the risk at the newest token that was read decides, or what was written. The head goes on until
+every row is ready for the base or has ended; what rows that were ready earlier were given beyond that point (surplus)
+is dropped. The tail then holds heads of unequal length, so blank columns go in front of the shorter ones. The caller's
+processors and criteria see each row without its blanks: greedy, every row gets the tokens that it gets alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 from transformers.generation import StoppingCriteria, StoppingCriteriaList
 
+from mogu.adapter.config import THINK
 from mogu.adapter.risk import risk_of
+from mogu.errors import GenerationError
+
+
+@dataclass(frozen=True)
+class Thinking:
+    """What begins and ends a thought, as token ids."""
+
+    begins: tuple[int, ...]
+    ends: tuple[int, ...]
+    limit: int
+    """New tokens after which a row is ready though its thought goes on."""
+
+    def counted(self, sequences: torch.Tensor, start: int) -> torch.Tensor:
+        """New tokens of each row that are no thought: none while one goes on, else those after it, int64 (rows,).
+
+        Args:
+            sequences: Prompts, padded on the left, and what was written so far, int64 (rows, length).
+            start: Columns of the prompts. A thought that the prompt's end begins counts as one of the answer.
+        """
+        length = sequences.shape[1]
+        begun, ended = self._last(sequences, self.begins), self._last(sequences, self.ends)
+        after = torch.where(ended >= 0, ended, 0).clamp(min=start)
+        counted = torch.where((begun >= 0) & (ended <= begun), 0, length - after)
+        return torch.where(torch.full_like(counted, length - start) >= self.limit, length - start, counted)
+
+    @staticmethod
+    def _last(sequences: torch.Tensor, marker: tuple[int, ...]) -> torch.Tensor:
+        """Column after the last ``marker`` of each row; -1 where there is none."""
+        size = len(marker)
+        if sequences.shape[1] < size:
+            return torch.full((len(sequences),), -1, device=sequences.device)
+        found = (sequences.unfold(1, size, 1) == sequences.new_tensor(marker)).all(dim=2)
+        columns = torch.arange(size, found.shape[1] + size, device=sequences.device)
+        return torch.where(found, columns, -1).amax(dim=1)
+
+
+def thinking_of(
+    think: str, tokens: Sequence[Sequence[int]] | None, limit: int, reference: bool = False
+) -> Thinking | None:
+    """What options of ``generate`` mean; ``None`` where all tokens count.
+
+    Raises:
+        GenerationError: Unknown, without the tokens of a thought, or together with reference decoding.
+    """
+    if think not in THINK:
+        raise GenerationError(f"unknown think {think!r}; choose from {', '.join(THINK)}")
+    if think == "ignore":
+        return None
+    if reference:
+        raise GenerationError("reference decoding hands over after m tokens, thought or not; drop reference or think")
+    if not tokens:
+        raise GenerationError("think='through' needs think_tokens: ids that begin a thought, and ids that end it")
+    begins, ends = tokens
+    return Thinking(tuple(begins), tuple(ends), limit)
 
 
 class HeadWatch(StoppingCriteria):
@@ -30,7 +86,8 @@ class HeadWatch(StoppingCriteria):
         finished: Callable[[], torch.Tensor],
         calibration: Mapping[str, Any] | None,
         routed_tokens: int | None,
-        threshold: float,
+        threshold: float | None,
+        thinking: Thinking | None = None,
     ) -> None:
         """Watch one head.
 
@@ -39,8 +96,10 @@ class HeadWatch(StoppingCriteria):
             finished: Rows (bool) that the caller's criteria have ended so far; read after these.
             calibration: ``MoguConfig.risk``; ``None``: no risk is read.
             routed_tokens: m, before which no row is ready; ``None``: rows are never ready.
-            threshold: Risk above which a row stays.
+            threshold: Risk above which a row stays; ``None``: whatever it is.
+            thinking: Tokens of a thought do not count; ``None``: all do.
         """
+        self.thinking = thinking
         self.logits, self.finished, self.calibration = logits, finished, calibration
         self.routed_tokens, self.threshold = routed_tokens, threshold
         self.steps = 0
@@ -53,11 +112,18 @@ class HeadWatch(StoppingCriteria):
             self.ended_at = torch.full((len(input_ids),), -1, device=input_ids.device)
             self.ready_at = self.ended_at.clone()
         self.steps += 1
-        risk = self._risk() if self.steps == 1 or self.routed_tokens is not None else None
+        by_risk = self.routed_tokens is not None and self.threshold is not None
+        risk = self._risk() if self.steps == 1 or by_risk else None
         staying = (self.ended_at < 0) & (self.ready_at < 0)
         self.ended_at = torch.where(staying & self.finished(), self.steps, self.ended_at)
-        if self.routed_tokens is not None and self.steps >= self.routed_tokens and risk is not None:
-            ready = staying & (self.ended_at < 0) & (risk <= self.threshold)
+        if self.routed_tokens is not None and self.steps >= self.routed_tokens:
+            ready = staying & (self.ended_at < 0)
+            if self.thinking is not None:
+                ready &= self.thinking.counted(input_ids, input_ids.shape[1] - self.steps) >= self.routed_tokens
+            if self.threshold is not None:
+                if risk is None:
+                    return torch.zeros_like(staying)
+                ready &= risk <= self.threshold
             self.ready_at = torch.where(ready, self.steps, self.ready_at)
             return torch.full_like(ready, bool(((self.ended_at >= 0) | (self.ready_at >= 0)).all()))
         return torch.zeros_like(staying)

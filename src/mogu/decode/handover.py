@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -26,7 +26,7 @@ from transformers.utils import ModelOutput
 from mogu.adapter.config import HANDOVERS
 from mogu.adapter.model import fused, plain_base, recorded_logits
 from mogu.adapter.risk import MISSING
-from mogu.decode.adaptive import HeadWatch, Uneven
+from mogu.decode.adaptive import HeadWatch, Thinking, Uneven, thinking_of
 from mogu.decode.reread import Kept, changes_nothing, watch_head
 from mogu.errors import AdapterError, GenerationError
 from mogu.prefix import can_hold, prefilled
@@ -41,6 +41,9 @@ def generate(
     handover: str = "fixed",
     risk_threshold: float = 0.5,
     calibration: Mapping[str, Any] | None = None,
+    think: str = "ignore",
+    think_tokens: Sequence[Sequence[int]] | None = None,
+    think_limit: int = 256,
     reference: bool = False,
     shared_prefix: int = 0,
     on_handover: Callable[[torch.Tensor], None] | None = None,
@@ -57,6 +60,10 @@ def generate(
         risk_threshold: See ``handover``.
         calibration: ``MoguConfig.risk``. With it, an output as a dict holds ``risk`` (rows,) float32, read in the
             head's first forward; and always ``routed_tokens`` (rows,) int64, how many new tokens were routed.
+        think: ``ignore``: m is counted from the first new token, as published; ``through``: a row that thinks stays
+            routed through its thought and m tokens after it, each row at its own time.
+        think_tokens: Ids of what begins a thought, and of what ends it.
+        think_limit: New tokens after which the base takes over though a thought goes on.
         reference: Do as the authors' code does: an end-of-turn token inside the routed head is dropped and the base
             goes on. One prompt at a time. Otherwise such a token ends the answer.
         shared_prefix: Tokens with which all prompts begin, before any padding: read once instead of once for each row
@@ -73,6 +80,7 @@ def generate(
     if routed_tokens < 0:
         raise GenerationError(f"routed_tokens must be at least 0, not {routed_tokens}")
     _check_handover(handover, reference, calibration)
+    thinking = thinking_of(think, think_tokens, think_limit, reference)
     if kwargs.get("assistant_model") is not None:
         raise GenerationError("routed decoding does not work with an assistant model; drop assistant_model")
     if kwargs.get("past_key_values") is not None:
@@ -111,7 +119,8 @@ def generate(
             )
         run = _Run(model, logits_processor, stopping_criteria, generation_config, streamer, synced_gpus, model_kwargs)
         run.shared_prefix = shared_prefix
-        adaptive = handover == "risk"
+        run.thinking = None if handover == "all" else thinking
+        adaptive = handover == "risk" or run.thinking is not None
         if adaptive and len(input_ids) > 1:
             _check_rows(generation_config, streamer)
         head, watch = run.head(input_ids, routed_tokens, calibration, handover, risk_threshold)
@@ -175,6 +184,7 @@ class _Run:
         self.model_kwargs = model_kwargs
         self.pad = config._pad_token_tensor
         self.shared_prefix = 0
+        self.thinking: Thinking | None = None
         self.lower = watch_head(model, config, model_kwargs, synced_gpus)
 
     def head(
@@ -188,16 +198,21 @@ class _Run:
         """Routed tokens; returns the loop's output and what was seen of its rows."""
         caller = _Watch(self.stopping_criteria, input_ids, pads=self.pad is not None)
         length = min(input_ids.shape[1] + routed_tokens, self.config.max_length)
-        adaptive = handover == "risk"
-        stops = [caller] if handover != "fixed" else [caller, MaxLengthCriteria(length)]
-        asked = adaptive or (calibration is not None and self.config.return_dict_in_generate)
+        adaptive = handover == "risk" or self.thinking is not None
+        stops = [caller] if adaptive or handover != "fixed" else [caller, MaxLengthCriteria(length)]
+        asked = handover == "risk" or (calibration is not None and self.config.return_dict_in_generate)
         with (
             recorded_logits(self.model) if asked else nullcontext(lambda: None) as logits,
             fused(self.model),
             nullcontext() if self.lower is None else self.lower.watched(),
         ):
             watch = HeadWatch(
-                logits, lambda: caller.finished, calibration, routed_tokens if adaptive else None, threshold
+                logits,
+                lambda: caller.finished,
+                calibration,
+                routed_tokens if adaptive else None,
+                threshold if handover == "risk" else None,
+                self.thinking,
             )
             self._read_prefix(input_ids, self.model_kwargs)
             output = self._sample(
@@ -294,12 +309,13 @@ def _check_handover(handover: str, reference: bool, calibration: Mapping[str, An
 
 
 def _check_rows(config: GenerationConfig, streamer: Any) -> None:
-    """Several rows that hand over at different times have no common steps to stream or to keep states of."""
+    """Rows that hand over at different times have no common steps to stream or to keep states of."""
     if streamer is not None:
-        raise GenerationError("a batch that hands over by risk cannot be streamed; ask one prompt at a time")
+        raise GenerationError("a batch that hands over by risk or thought cannot be streamed; ask one prompt at a time")
     if config.output_attentions or config.output_hidden_states:
         raise GenerationError(
-            "a batch that hands over by risk has no common steps of attentions or hidden states; ask one at a time"
+            "a batch that hands over by risk or thought has no common steps of attentions or hidden states; "
+            "ask one at a time"
         )
 
 

@@ -65,6 +65,11 @@ class Mogu(Defense):
         """When the base takes over."""
         return active_config(self._overlay.model).handover
 
+    @property
+    def through_thoughts(self) -> bool:
+        """Whether routing goes on until a thought is over."""
+        return active_config(self._overlay.model).think == "through"
+
     @contextmanager
     def installed(self) -> Iterator[Any]:
         """The peft model with the adapter."""
@@ -99,6 +104,11 @@ class _Ablation(Mogu):
     def hands_over(self) -> Handover:
         """After m tokens: without routers there is no risk."""
         return "fixed"
+
+    @property
+    def through_thoughts(self) -> bool:
+        """Never."""
+        return False
 
     def decode(self, model: Any, inputs: dict[str, torch.Tensor], **options: Any) -> torch.Tensor:
         """The adapter as it is for the first m tokens, then the plain base."""

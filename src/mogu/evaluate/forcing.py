@@ -108,6 +108,8 @@ def undefined(pipeline: Pipeline) -> str | None:
         return f"{decoder.name} decodes in its own way, which no single forward pass shows"
     if isinstance(decoder, Mogu) and decoder.hands_over == "risk":
         return f"{decoder.name} hands over by risk, at another token in every answer"
+    if isinstance(decoder, Mogu) and decoder.hands_over == "fixed" and decoder.through_thoughts:
+        return f"{decoder.name} hands over after a thought, at another token in every answer"
     return None
 
 

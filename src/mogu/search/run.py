@@ -23,6 +23,7 @@ from mogu.search.study import Trials
 from mogu.search.trial import Gauge, GivenUp, Titled, Trial, gauge, sound
 from mogu.train.check import check_data
 from mogu.train.checkpoints import storage
+from mogu.train.layers import LAYERS_FILE
 from mogu.train.run import Run
 from mogu.train.selection import Balance
 from mogu.train.stages import Stages
@@ -134,8 +135,11 @@ class _Search:
         progress = Titled(self.progress, title, f"trial {number}")
         recipe = settle(self.recipe, values)
         write_text(folder / RECIPE_FILE, recipe.to_yaml())
-        run = Run(self.base, self.tokenizer, self.rows, recipe, folder, self.model_name, self.batch_size, progress)
-        run.stages, run.track = Stages(self.folder / "stages", run.model, shared=True), self.track
+        stages = self.folder / "stages"
+        run = Run(
+            self.base, self.tokenizer, self.rows, recipe, folder, self.model_name, self.batch_size, progress, stages
+        )
+        run.stages, run.track = Stages(stages, run.model, shared=True), self.track
         record: dict[str, Any] = {
             "number": number,
             "values": dict(values),
@@ -202,6 +206,8 @@ class _Search:
         """Put finished stages where a run of their recipe looks for them."""
         target = self.folder.parent / "stages"
         target.mkdir(parents=True, exist_ok=True)
+        if (self.folder / "stages" / LAYERS_FILE).is_file():
+            _link(self.folder / "stages" / LAYERS_FILE, target / LAYERS_FILE)
         for stage in _STAGES:
             (target / f"{stage}.json").unlink(missing_ok=True)
             # The weights first: a record without them would be believed.

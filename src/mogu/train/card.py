@@ -128,7 +128,9 @@ def _facts(record: dict[str, Any]) -> str:
     known = {
         "recipe": f"{record['recipe']} (beside this file as `recipe.yaml`)" if "recipe" in record else None,
         "routed layers": _layers(record.get("layers")),
+        "LoRA on the backbone, while routed": ", ".join(record.get("backbone", ())),
         "shift of the router logits": f"{record['shift']:+g}" if "shift" in record else None,
+        "LoRA merged into the base first": record.get("base_lora"),
         "training data": f"{record['rows']} rows, hash {record['data']}" if "rows" in record else None,
         "seed": record.get("seed"),
         "versions": ", ".join(f"{name} {version}" for name, version in record.get("versions", {}).items()),
@@ -138,4 +140,8 @@ def _facts(record: dict[str, Any]) -> str:
 
 
 def _layers(layers: list[int] | None) -> str | None:
-    return f"{layers[0]}–{layers[-1]} ({len(layers)})" if layers else None
+    if not layers:
+        return None
+    if layers == list(range(layers[0], layers[-1] + 1)):
+        return f"{layers[0]}–{layers[-1]} ({len(layers)})"
+    return f"{', '.join(map(str, layers))} ({len(layers)})"

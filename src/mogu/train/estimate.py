@@ -22,10 +22,11 @@ from mogu.models import default_device, empty_base, parameter_dtype, parse_dtype
 from mogu.offload import available_memory, budget, is_offloaded, least_bytes, placement
 from mogu.progress import Progress
 from mogu.quantization import quantization_of, quantized_bytes, saved_quantization, stored_bytes
-from mogu.recipe import Recipe
+from mogu.recipe import Recipe, routed_layers
 from mogu.train.batches import Encoder
 from mogu.train.check import check_data
 from mogu.train.fit import fit_routers, lay_out
+from mogu.train.layers import random_layers
 from mogu.train.memory import Forwards
 from mogu.train.run import RESPONDERS, Run
 from mogu.train.selection import RESPONDER_TOKENS, responder_rows, validation_groups
@@ -255,6 +256,13 @@ class _Rehearsal(Run):
         self.progress.end("")
         return found
 
+    def _layers(self, base: Any, folder: Path) -> list[int] | None:
+        """Not probed for: the uppermost layers, as many as will be chosen."""
+        shape, depth = self.recipe.adapter, base.config.get_text_config().num_hidden_layers
+        if shape.layers == "range":
+            return routed_layers(shape, depth)
+        return list(range(depth - len(random_layers(depth, shape.layers_budget, 0)), depth))
+
     def _reporters(self, stage: str) -> list[TrainerCallback]:
         return []
 
@@ -319,7 +327,9 @@ class _Rehearsal(Run):
             seconds *= max(tokens / self._fit_tokens(encode, sample)[0], 1.0)
         return StageEstimate(
             stage="routers (fit)",
-            trainable=sum(p.numel() for p in self.model.parameters() if p.requires_grad),
+            trainable=sum(
+                p.numel() for name, p in self.model.named_parameters() if p.requires_grad and "backbone" not in name
+            ),
             steps=1,
             rows_per_step=len(self.train_rows),
             rows_per_forward=len(self.train_rows),

@@ -93,3 +93,23 @@ def router_penalty(
     each = sum(d.abs() if kind == "l1" else d.square() for d in differences).mean(dim=0)  # type: ignore[union-attr]
     mask = mask.to(each.dtype)
     return over_rows((each * mask).sum(dim=1) / mask.sum(dim=1), weights)
+
+
+def divergence(base: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """KL(base ‖ model) at the answer tokens, the mean over each row's.
+
+    Args:
+        base: (rows, tokens, vocabulary) logits of the plain base, any float dtype; computed in float32.
+        logits: The model's, likewise.
+        labels: (rows, tokens) int64, as for :func:`response_cross_entropy`.
+
+    Returns:
+        (rows,) float32, in nats per token.
+    """
+    said = labels[:, 1:] != IGNORED
+    rows = said.nonzero()[:, 0]
+    target = functional.log_softmax(base[:, :-1][said].float(), dim=-1)
+    found = functional.log_softmax(logits[:, :-1][said].float(), dim=-1)
+    each = (target.exp() * (target - found)).sum(dim=-1)
+    total = each.new_zeros(len(labels)).index_add(0, rows, each)
+    return total / said.sum(dim=1).clamp(min=1)

@@ -87,8 +87,8 @@ class LowerStates:
         self.below = decoder_layers(model)[:first]
         size = ends[-1] * self.width
         if processes.is_first_here():  # the processes of one machine share the files
-            _reserve(file, size * dtype.itemsize)
-            _reserve(file.with_name(file.name + ".known"), len(lengths))
+            reserve(file, size * dtype.itemsize)
+            reserve(file.with_name(file.name + ".known"), len(lengths))
         processes.wait()
         self.states = torch.from_file(str(file), shared=True, size=size, dtype=dtype).view(-1, self.width)
         known = file.with_name(file.name + ".known")
@@ -123,7 +123,7 @@ def real_columns(batch: dict[str, torch.Tensor]) -> torch.Tensor:
     return batch["segments"] != PADDING if "segments" in batch else batch["attention_mask"].bool()
 
 
-def _reserve(file: Path, size: int) -> None:
+def reserve(file: Path, size: int) -> None:
     """Make ``file`` of ``size`` zero bytes, unless it is there; writing to a map beyond a full disk kills a process."""
     if file.is_file() and file.stat().st_size == size:
         return

@@ -24,35 +24,36 @@ from transformers import TrainerCallback, set_seed
 
 from mogu import processes
 from mogu.adapter import store
-from mogu.adapter.config import MoguConfig, Stage
-from mogu.adapter.model import active_config, fold_routers, mogu_layers, set_shift, set_stage
+from mogu.adapter.config import Stage
+from mogu.adapter.model import active_config, fold_routers, mogu_layers, set_stage
 from mogu.data.rows import Row, fingerprint, instruction_of, write_text
+from mogu.finetuned import merged_lora
 from mogu.offload import is_offloaded
 from mogu.progress import Progress
 from mogu.quantization import check_trainable, quantization_of
-from mogu.recipe import RECIPE_FILE, ComputeRecipe, Recipe, ResponderRecipe, routed_layers
+from mogu.recipe import RECIPE_FILE, ComputeRecipe, Recipe, ResponderRecipe
+from mogu.train.balance import balance, calibrate
 from mogu.train.batches import Encoder, PairCollator, RouterCollator, answer_logits
 from mogu.train.card import model_card
 from mogu.train.check import check_data
 from mogu.train.checkpoints import keep_whole, save_tensors, step_of, storage
 from mogu.train.drift import Drift
 from mogu.train.fit import fit_routers
+from mogu.train.layers import routed_by
 from mogu.train.losses import response_cross_entropy
 from mogu.train.lower import Forward, Numbered, lower_states
 from mogu.train.packing import PackedCollator, pair_collator, pair_cross_entropy
-from mogu.train.risk import fit_risk
 from mogu.train.selection import (
-    Balance,
     Checkpoint,
     Respondent,
     RouterCheckpoint,
     best_checkpoint,
     best_routers,
-    choose_shift,
     held_out,
     left_out,
     responder_rows,
 )
+from mogu.train.shape import adapter_config
 from mogu.train.sharding import shard_base
 from mogu.train.shares import share_of
 from mogu.train.stages import Stages
@@ -150,7 +151,9 @@ class Run:
         model_name: str,
         batch_size: int,
         progress: Progress,
+        probed: Path | None = None,
     ) -> None:
+        """As :func:`train`; ``probed`` is where the table of a layer probe is kept, if not in ``OUT/stages``."""
         check_trainable(base)
         if is_offloaded(base):  # or the graph of a step would keep the weights of all layers
             recipe = dataclasses.replace(recipe, compute=streamed(recipe.compute))
@@ -163,34 +166,34 @@ class Run:
         """Hash of all that the last finished stage depends on."""
         self.data_hash = _hash([asdict(row) for row in rows])
         self.precision = [str(base.dtype), quantization_of(base) or False]
+        self.lora = merged_lora(base)
+        """Hash of what was merged into the base before."""
+        if self.lora is not None:
+            self.precision.append(self.lora)
+        self.batch_size = batch_size
+        self.layers = self._layers(base, out / "stages" if probed is None else probed)
+        """Indices of the routed layers; ``None`` for all."""
+        config = adapter_config(recipe, self.layers, tokenizer, model_name, self.lora)
         set_seed(recipe.seed)
-        self.model = get_peft_model(base, self._config(base), autocast_adapter_dtype=True)
+        self.model = get_peft_model(base, config, autocast_adapter_dtype=True)
         if processes.sharded():
             shard_base(self.model)
         self.stages = Stages(out / "stages", self.model)
         self.ask = Respondent(self.model, tokenizer, recipe.template, batch_size)
 
-    def _config(self, base: PreTrainedModel) -> MoguConfig:
-        shape = self.recipe.adapter
-        depth = base.config.get_text_config().num_hidden_layers
-        return MoguConfig(
-            r=shape.rank,
-            lora_alpha=shape.alpha,
-            lora_dropout=shape.dropout,
-            layers_to_transform=routed_layers(shape, depth),
-            router="folded" if self.recipe.routers.start == "fit" else "factored",
-            router_width=shape.router_width,
-            routed_tokens=shape.routed_tokens,
-            base_model=self.model_name,
-        )
+    def _layers(self, base: PreTrainedModel, folder: Path) -> list[int] | None:
+        inputs = [self.data_hash, self.model_name, self.precision]
+        settings: dict[str, Any] = {"inputs": inputs, "batch_size": self.batch_size, "progress": self.progress}
+        return routed_by(self.recipe, base, self.tokenizer, self.rows, folder, **settings)
 
     def all_stages(self) -> Trained:
         """Train what is not finished, stage after stage, and save the adapter."""
         processes.from_main(lambda: write_text(self.out / RECIPE_FILE, self.recipe.to_yaml()))
         selection = dict(self.learn())
         balanced = _hash([self.done, asdict(self.recipe.balance)])
-        selection["balance"] = [asdict(b) for b in self._balance(balanced)]
-        self._calibrate(balanced)
+        parts = (self.ask, self.rows, self.recipe.balance, self.stages, balanced, self.progress)
+        selection["balance"] = [asdict(b) for b in balance(*parts)]
+        calibrate(*parts)
         processes.from_main(self.stages.clear_leftovers)
         return Trained(self.model, self._save(selection), selection)
 
@@ -208,7 +211,8 @@ class Run:
                 self.progress.end(f"{chosen['on_target']:.0%} on target after {chosen['pairs']} pairs")
             self.done = done
             yield stage, checks
-        done = _hash([self.done, asdict(self.recipe.routers)])
+        backbone = [asdict(self.recipe.backbone)] if self.recipe.backbone.modules else []
+        done = _hash([self.done, asdict(self.recipe.routers), *backbone])
         routers = self.stages.finished("routers", done)
         if routers is None:
             routers = [asdict(c) for c in self._routers(done)]
@@ -220,7 +224,16 @@ class Run:
 
     def _inputs(self) -> list[Any]:
         compute = asdict(self.recipe.compute)
-        return [self.data_hash, self.model_name, self.precision, self.recipe.template, self.recipe.seed, compute]
+        layers = [] if self.recipe.adapter.layers == "range" else [self.layers]
+        return [
+            self.data_hash,
+            self.model_name,
+            self.precision,
+            self.recipe.template,
+            self.recipe.seed,
+            compute,
+            *layers,
+        ]
 
     # --- responders ---
 
@@ -389,6 +402,7 @@ class Run:
         trainer = RouterTrainer(
             model=self.model,
             recipe=recipe,
+            backbone=self.recipe.backbone,
             args=self._arguments(folder, recipe, steps, min(max(every, 1), steps)),
             train_dataset=RowDataset(rows, collate.length),
             data_collator=collate,
@@ -418,54 +432,6 @@ class Run:
             processes.from_main(lambda: save_tensors(self.stages.tensors(), file))
             watch.catch_up(0)
 
-    # --- balance ---
-
-    def _balance(self, inputs: str) -> list[Balance]:
-        recipe = self.recipe.balance
-        if len(recipe.shifts) == 1:
-            set_shift(self.model, recipe.shifts[0])
-            return []
-        finished = self.stages.finished("balance", inputs)
-        if finished is not None:
-            trials = [Balance(**entry) for entry in finished]
-            set_shift(self.model, next(t.shift for t in trials if t.chosen))
-            return trials
-        set_stage(self.model, "routed")
-        self.progress.begin("balance", "balance: weighs refusals of malicious against those of benign prompts")
-        before = [Balance(**entry) for entry in self.stages.finished("balance.part", inputs) or []]
-        seen = list(before)
-
-        def note(trial: Balance) -> None:
-            seen.append(trial)
-            self.stages.finish("balance.part", inputs, [asdict(t) for t in seen])
-            self.progress.update(len(seen), len(recipe.shifts))
-
-        trials = choose_shift(self.ask, self.rows, recipe, before, note)
-        chosen = next(t for t in trials if t.chosen)
-        self.progress.end(
-            f"shift {chosen.shift:+g} refuses {chosen.malicious_refused:.0%} of malicious, "
-            f"{chosen.benign_refused:.0%} of benign, {chosen.borderline_refused:.0%} of borderline validation prompts"
-        )
-        self.stages.finish("balance", inputs, [asdict(t) for t in trials])
-        self.stages.drop("balance.part", inputs)
-        return trials
-
-    # --- risk ---
-
-    def _calibrate(self, inputs: str) -> None:
-        """Fit what turns router logits into a risk, and let the hand-over be what the recipe says."""
-        found = self.stages.finished("risk", inputs)
-        if found is None:
-            self.progress.begin("risk", "risk: calibrates the routers on validation prompts")
-            fitted = fit_risk(self.ask, self.rows)
-            found = [] if fitted is None else [fitted]
-            self.stages.finish("risk", inputs, found)
-            self.progress.end(f"log loss {fitted['prompt']['log_loss']:.2g}" if fitted else "too few validation rows")
-        config, recipe = active_config(self.model), self.recipe.balance
-        config.risk = found[0] if found else None
-        config.handover = recipe.handover if found else "fixed"  # type: ignore[assignment]
-        config.risk_threshold = recipe.risk_threshold
-
     # --- what is kept ---
 
     def _save(self, selection: dict[str, list[dict[str, Any]]]) -> Path:
@@ -474,10 +440,12 @@ class Run:
         config = active_config(self.model)
         record = {
             "model": self.model_name,
+            **({"base_lora": self.lora} if self.lora else {}),
             "recipe": self.recipe.name,
             "seed": self.recipe.seed,
             "shift": config.shift,
             "layers": [index for index, _ in mogu_layers(self.model)],
+            **({"backbone": list(config.backbone_modules)} if config.backbone_modules else {}),
             "data": fingerprint([instruction_of(row) for row in self.rows]),
             "rows": len(self.rows),
             "selection": selection,

@@ -64,6 +64,8 @@ class Stages:
             # Without the record of other inputs first, an interruption between the files would match it with these.
             record.unlink(missing_ok=True)
             tensors = self.tensors()
+            if stage != "routers":  # which come last, and train the backbone's
+                tensors = {name: tensor for name, tensor in tensors.items() if "mogu_backbone" not in name}
             if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
                 raise DivergedError(f"the {stage} stage ends in weights that are not finite; load the base as float32")
             save_tensors(tensors, self.place(stage, inputs, "safetensors"))

@@ -16,16 +16,24 @@ from torch import nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from mogu import processes
-from mogu.adapter.model import recorded_weights
+from mogu.adapter.model import plain_base, recorded_weights
 from mogu.data.rows import Row
 from mogu.errors import DivergedError, TrainingError
-from mogu.recipe import ComputeRecipe, ResponderRecipe, RouterRecipe
-from mogu.train.batches import answer_logits
-from mogu.train.losses import log_ratio_loss, over_rows, ratio_loss, response_cross_entropy, router_penalty
+from mogu.recipe import BackboneRecipe, ComputeRecipe, ResponderRecipe, RouterRecipe
+from mogu.train.batches import answer_logits, rows_of
+from mogu.train.losses import (
+    divergence,
+    log_ratio_loss,
+    over_rows,
+    ratio_loss,
+    response_cross_entropy,
+    router_penalty,
+)
 from mogu.train.lower import LowerStates
 from mogu.train.packing import pair_cross_entropy
 from mogu.train.shares import WEIGHTS, Share, StepSampler, loader_of_share, share_of
 
+_BACKBONE = "mogu_backbone"
 LOG_RATIO_FLOOR = 0.05
 LOG_RATIO_CAP = 4.0
 """Bounds of the log-ratio loss in nats per token; beyond the cap an answer is already out of reach for decoding."""
@@ -37,6 +45,8 @@ class AdapterTrainer(Trainer):
     Batch size and accumulation in ``args`` are those of one process. Several share every step, so that they train as
     one would (:mod:`mogu.train.shares`).
     """
+
+    optimizer: Any
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._share = _divided(kwargs["args"])
@@ -167,16 +177,35 @@ class ResponderTrainer(AdapterTrainer):
 
 
 class RouterTrainer(AdapterTrainer):
-    """Trains the routers end to end, on batches of :class:`mogu.train.batches.RouterCollator`."""
+    """Trains the routers end to end, and the backbone LoRA with them, on batches of
+    :class:`mogu.train.batches.RouterCollator`.
+    """
 
-    def __init__(self, *args: Any, recipe: RouterRecipe, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, recipe: RouterRecipe, backbone: BackboneRecipe | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.recipe = recipe
+        self.backbone = backbone if backbone is not None and backbone.modules else None
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """As Trainer's; the backbone LoRA learns at a rate of its own."""
+        if self.optimizer is None and self.backbone is not None:
+            model = args[0] if args else kwargs.get("model") or self.model
+            made, settings = self.get_optimizer_cls_and_kwargs(self.args, model)
+            parameters = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+            groups = [
+                {"params": [p for name, p in parameters if (_BACKBONE in name) == backbone], "lr": rate}
+                for backbone, rate in ((False, self.args.learning_rate), (True, self.backbone.learning_rate))
+            ]
+            self.optimizer = made(groups, **{**settings, "weight_decay": self.args.weight_decay})
+        return super().create_optimizer(*args, **kwargs)
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, torch.Tensor], return_outputs: bool = False, **kwargs: Any
     ) -> Any:
-        """Cross-entropy of the wanted answer plus λ times the router penalty over all real tokens."""
+        """Cross-entropy of the wanted answer plus λ times the router penalty over all real tokens.
+
+        With a backbone LoRA, plus β times KL(base ‖ routed) on the answers to benign rows.
+        """
         with recorded_weights(model) as weights, self.skipping(inputs):
             logits, labels = answer_logits(model, inputs, self.accepts)
             unwill, glad = weights()
@@ -191,7 +220,25 @@ class RouterTrainer(AdapterTrainer):
         )
         answers = over_rows(response_cross_entropy(logits, labels), weights_of_rows)
         loss = answers + self.recipe.penalty_weight * penalty
+        if self.backbone is not None and self.backbone.anchor_weight > 0:
+            loss = loss + self.backbone.anchor_weight * self._from_base(model, inputs, logits)
         return (self.finite(loss), None) if return_outputs else self.finite(loss)
+
+    def _from_base(self, model: nn.Module, inputs: dict[str, torch.Tensor], logits: torch.Tensor) -> torch.Tensor:
+        """KL(base ‖ routed) of the benign rows, (); malicious ones count as 0."""
+        benign = (~inputs["malicious"]).nonzero()[:, 0]
+        each = logits.new_zeros(len(logits), dtype=torch.float32)
+        counts = bool(len(benign))
+        if not counts and processes.sharded():  # all processes gather a layer's weights together
+            benign = benign.new_zeros(1)
+        if len(benign):
+            part = rows_of(inputs, benign)
+            plain = self.accelerator.unwrap_model(model)
+            with torch.no_grad(), plain_base(plain), self.skipping(part):
+                base, labels = answer_logits(plain, part, self.accepts)
+            found = divergence(base, logits[benign][:, -base.shape[1] :], labels)
+            each = each.index_put((benign,), found * float(counts))
+        return over_rows(each, inputs.get(WEIGHTS))
 
 
 class JsonlLog(TrainerCallback):

@@ -1,0 +1,98 @@
+"""A whole v2 run on a tiny model: probed layers, a backbone trained with the routers, one adapter."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import small
+import tiny
+import torch
+from safetensors.torch import load_file
+
+from mogu.adapter.model import active_config, mogu_layers, plain_base
+from mogu.adapter.store import attach
+from mogu.recipe import AdapterRecipe, BackboneRecipe, Recipe, RouterRecipe
+from mogu.respond import respond
+from mogu.train import layers
+from mogu.train.run import Trained, train
+
+ROWS = small.rows()
+V2 = dataclasses.replace(
+    small.RECIPE,
+    name="tiny-v2",
+    adapter=AdapterRecipe(rank=2, alpha=4.0, routed_tokens=2, layers="probe", layers_budget=0.34),
+    routers=RouterRecipe(start="fit", epochs=2, rows=8, batch_size=4, accumulation=1, answer_tokens=8),
+    backbone=BackboneRecipe(modules=("q", "o"), reach="upper", rank=2, learning_rate=1e-2),
+)
+
+
+def run(out: Path, recipe: Recipe = V2, progress: Any = None) -> Trained:
+    return train(small.base(), small.tokenizer(), ROWS, recipe, out, model_name="tiny", batch_size=4, progress=progress)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Trained]:
+    torch.manual_seed(0)
+    out = tmp_path_factory.mktemp("v2")
+    return out, run(out)
+
+
+def test_the_layers_are_those_of_the_probe(whole: tuple[Path, Trained]) -> None:
+    out, trained = whole
+    record = json.loads((out / "stages" / "layers.json").read_text())
+    found = layers.probe_layers(small.base(), small.tokenizer(), ROWS, states=layers.TRAINED_ON, batch_size=4)
+    assert record["scores"] == found.record(0.34)["scores"]
+    assert [index for index, _ in mogu_layers(trained.model)] == record["chosen"]["layers"]
+    assert len(record["chosen"]["layers"]) == 1
+    said = json.loads((out / "adapter" / "mogu.json").read_text())
+    assert (said["layers"], said["backbone"]) == (record["chosen"]["layers"], ["q", "o"])
+    assert "| LoRA on the backbone, while routed | q, o |" in (out / "adapter" / "README.md").read_text()
+
+
+def test_the_backbone_was_trained_and_the_base_is_as_it_was(whole: tuple[Path, Trained]) -> None:
+    out, trained = whole
+    tensors = load_file(out / "adapter" / "adapter_model.safetensors")
+    assert all(tensors[name].abs().max() > 1e-3 for name in tensors if "backbone_B" in name)
+    assert any("backbone_B" in name for name in tensors)
+    for stage in ("glad", "unwill"):
+        assert not any("backbone" in name for name in load_file(out / "stages" / f"{stage}.safetensors"))
+    ids = tiny.prompts(6)[0] % 40
+    with plain_base(trained.model):
+        assert torch.equal(trained.model(input_ids=ids).logits, small.base()(input_ids=ids).logits)
+    loaded = attach(small.base(), out)
+    assert active_config(loaded).backbone_layers == "upper"
+    prompts = [row.instruction for row in ROWS[:4]]
+    answers = [respond(model, small.tokenizer(), prompts, max_new_tokens=6) for model in (trained.model, loaded)]
+    assert answers[0] == answers[1]
+
+
+@pytest.mark.parametrize("step", ["layers", "routers", "balance"])
+def test_an_interrupted_run_ends_in_the_same_adapter(step: str, whole: tuple[Path, Trained], tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, progress=small.Interrupts(step))
+    again = small.Interrupts()
+    run(tmp_path, progress=again)
+    assert ("layers" in again.began) == (step == "layers")
+    one, two = (load_file(out / "adapter" / "adapter_model.safetensors") for out in (whole[0], tmp_path))
+    assert [name for name in one if not torch.equal(one[name], two[name])] == []
+
+
+def test_another_backbone_keeps_the_responders(whole: tuple[Path, Trained], tmp_path: Path) -> None:
+    run(tmp_path)
+    began = small.Interrupts()
+    other = dataclasses.replace(V2, backbone=BackboneRecipe(modules=("down",), rank=3, anchor_weight=0.0))
+    run(tmp_path, other, began)
+    assert began.began[0] == "routers"
+
+
+def test_layers_drawn_by_chance(tmp_path: Path) -> None:
+    recipe = dataclasses.replace(
+        small.RECIPE, adapter=dataclasses.replace(V2.adapter, layers="random", layers_budget=0.67), seed=3
+    )
+    found = [index for index, _ in mogu_layers(run(tmp_path, recipe).model)]
+    assert found == list(layers.random_layers(tiny.LAYERS, 0.67, 3))
+    assert not (tmp_path / "stages" / "layers.json").exists()
