@@ -52,3 +52,19 @@ def test_router_logits_are_those_that_are_recorded() -> None:
             found = torch.stack(rows.logits)
     assert expected is not None
     assert_close(found.view(tiny.LAYERS, 2, 6, 2).permute(3, 0, 1, 2), expected)
+
+
+def test_a_backbone_lora_leaves_plain_rows_alone() -> None:
+    model = tiny.adapted("llama", router="folded", backbone_modules=["q", "o", "down"])
+    ids = torch.cat(tiny.prompts(6, 6, 6))
+    with torch.no_grad(), fused(model):
+        with plain_base(model):
+            plain = model(input_ids=ids).logits
+        expected = [model(input_ids=ids[:1]).logits[0], plain[1]]
+        with by_row(model) as rows:
+            assert_close(model(input_ids=ids).logits, plain)
+            rows.set([0.0, None, 0.0], 6, ids.device, torch.float32)
+            found = model(input_ids=ids).logits
+    assert (expected[0] - plain[0]).abs().max() > 1e-3
+    assert_close(found[0], expected[0], atol=1e-4, rtol=1e-4)
+    assert_close(found[1], expected[1], atol=1e-4, rtol=1e-4)
