@@ -368,3 +368,9 @@ def test_many_short_requests_leave_nothing_behind(llama: Any) -> None:
         for index, listener in asked:
             assert listener.wait().tokens == expected[index]
         assert engine.load().kv_tokens == engine.prefixes.tokens
+
+
+def test_an_adapter_that_waits_for_the_end_of_a_thought_is_refused() -> None:
+    model = tiny.adapted("llama", router="folded", think="through", think_tokens=[[5], [6]])
+    with pytest.raises(AdapterError, match='set "think" to "ignore"'):
+        LocalEngine(model, tiny.tokenizer())

@@ -26,7 +26,7 @@ import torch
 from mogu.adapter.config import MoguConfig
 from mogu.adapter.model import active_config
 from mogu.adapter.risk import MISSING
-from mogu.errors import GenerationError, MoguError, QueueFullError
+from mogu.errors import AdapterError, GenerationError, MoguError, QueueFullError
 from mogu.serve.checks import check
 from mogu.serve.detokenize import TextStream
 from mogu.serve.prefixes import Prefixes
@@ -66,7 +66,7 @@ class LocalEngine:
 
     Raises:
         ModelError: An architecture whose cache cannot hold rows that begin and end by themselves.
-        AdapterError: The adapter is switched off or not in the routed stage.
+        AdapterError: The adapter is switched off, not in the routed stage, or routes through thoughts.
     """
 
     def __init__(
@@ -86,6 +86,11 @@ class LocalEngine:
         self.tokenizer, self.rows, self.prefill_tokens = tokenizer, rows, prefill_tokens
         self.most_waiting = waiting
         self.adapter: MoguConfig | None = active_config(model) if hasattr(model, "peft_config") else None
+        if self.adapter is not None and self.adapter.think == "through":
+            raise AdapterError(
+                "the server counts routed tokens from the first new one and cannot wait for the end of a thought; "
+                "answer in Python, or set \"think\" to \"ignore\" in adapter_config.json"
+            )
         self.reader = Reader(model)
         self.reader.__enter__()
         limit = getattr(self.reader.config, "max_position_embeddings", None) or 2**20
