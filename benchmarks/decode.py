@@ -14,7 +14,6 @@ import copy
 import ctypes
 import gc
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -25,6 +24,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from _machine import machine
 
 NEW = 128
 """New tokens of an answer."""
@@ -393,21 +394,6 @@ def bars(found: dict[str, dict[str, Any]], depth: int) -> list[dict[str, Any]]:
             for key in ("bar", "at_least", "met"):
                 del one[key]
     return made
-
-
-def machine() -> dict[str, Any]:
-    """What the figures depend on, without names."""
-    import torch
-
-    memory = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemTotal"))
-    return {
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "load": os.getloadavg()[0],
-        "memory_gb": round(int(memory.split()[1]) / 1e6, 1),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "torch": torch.__version__,
-    }
 
 
 def table(found: dict[str, dict[str, Any]], ratios: Sequence[dict[str, Any]]) -> Iterator[str]:

@@ -20,6 +20,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from _machine import machine
+
 study = import_module("study")  # the program beside this one
 Change = dict[str, dict[str, Any]]
 V1, V2, BASE = "v1", "v2", "base"
@@ -371,7 +373,7 @@ def main() -> None:
     if args.json:
         content = {
             "benchmark": "pareto",
-            "machine": import_module("train").machine(),
+            "machine": machine(),
             "settings": {**dataclasses.asdict(sizes), "seeds": 1 if args.quick else args.seeds, "suite": args.suite},
             "variants": {name: VARIANTS[name][0] for name in names},
             "figures": records(found),

@@ -14,9 +14,10 @@ import json
 import random
 import sys
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any
+
+from _machine import machine
 
 COLOURS = "red blue green yellow black white brown purple orange grey pink silver".split()  # noqa: SIM905
 THINGS = "car door house coat bicycle lamp boat kite chair cup fence mountain scarf umbrella".split()  # noqa: SIM905
@@ -166,7 +167,7 @@ def main() -> None:
         print(f"{record['name']:<36} {record['value']:.0%} ({record['low']:.0%}-{record['high']:.0%}) {record['unit']}")
     if args.json:
         settings = {"rows": args.rows, "held_out": args.held_out, "recipe": args.recipe}
-        content = {"benchmark": "restore", "machine": import_module("train").machine(), "settings": settings}
+        content = {"benchmark": "restore", "machine": machine(), "settings": settings}
         args.json.write_text(json.dumps({**content, "figures": records}, indent=1) + "\n", encoding="utf-8")
 
 

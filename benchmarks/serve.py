@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import statistics
 import sys
@@ -21,6 +20,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from _machine import machine
 
 CLIENTS, PROMPT, NEW, ROUTED = 16, 64, 64, 5
 UPPER = 0.45
@@ -276,18 +277,6 @@ UNITS = {
     "first_p95": "s to the first token, 95th percentile",
     "failed": "requests",
 }
-
-
-def machine() -> dict[str, Any]:
-    import torch
-
-    return {
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "load": os.getloadavg()[0],
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "torch": torch.__version__,
-    }
 
 
 def table(found: dict[str, dict[str, float]], ratios: Sequence[dict[str, Any]]) -> Iterator[str]:

@@ -19,6 +19,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from _machine import machine
+
 Change = dict[str, dict[str, Any]]
 _TRAINED = {"epochs": 1, "rows": 200, "batch_size": 8, "accumulation": 1, "select": "last"}
 VARIANTS: dict[str, tuple[str, Change]] = {
@@ -212,11 +214,8 @@ def main() -> None:
             f"{name}: benefit {change['from_default']:+.3f} ±{change['from_default_half_width']:.3f} from the default"
         )
     if args.json:
-        from importlib import import_module
-
-        machine = import_module("train").machine()  # the program beside this one
         settings = {"seeds": args.seeds, "rows": args.rows, "prompts": args.prompts}
-        content = {"benchmark": "study", "machine": machine, "settings": settings, "figures": records}
+        content = {"benchmark": "study", "machine": machine(), "settings": settings, "figures": records}
         args.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 

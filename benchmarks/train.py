@@ -13,7 +13,6 @@ import argparse
 import ctypes
 import gc
 import json
-import os
 import random
 import statistics
 import subprocess
@@ -25,6 +24,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from _machine import machine
 
 PAIRS = 16
 """Per optimizer step."""
@@ -342,22 +343,6 @@ def bars(found: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
             speed = packed["speed"] / found["float32/published"]["speed"]
             made.append(ratio(f"{dtype}: packed over published in float32, pairs per second", speed, 3.0, True))
     return made
-
-
-def machine() -> dict[str, Any]:
-    """What the figures depend on, without names."""
-    import torch
-
-    memory = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemTotal"))
-    flags = Path("/proc/cpuinfo").read_text()
-    return {
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "memory_gb": round(int(memory.split()[1]) / 1e6, 1),
-        "bf16_instructions": [name for name in ("avx512_bf16", "amx_bf16") if name in flags],
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "torch": torch.__version__,
-    }
 
 
 def table(found: dict[str, dict[str, Any]], ratios: Sequence[dict[str, Any]]) -> Iterator[str]:
