@@ -49,3 +49,11 @@ def test_one_position_or_none_draws_nothing() -> None:
     assert dial_table(one) is None
     assert dial_section(fake.summary()) is None
     assert "Safety dial" not in render(fake.summary())
+
+
+def test_suites_of_no_known_kind_draw_nothing() -> None:
+    unknown = dialled()
+    for suite in unknown["suites"]:
+        suite["kind"] = "unknown"
+    assert dial_table(unknown) is None
+    assert "Safety dial" not in render(unknown)

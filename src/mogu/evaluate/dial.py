@@ -25,11 +25,11 @@ _NOTE = (
 
 
 def dial_table(summary: Summary) -> Table | None:
-    """One row for each position of the dial; ``None`` with fewer than two."""
+    """One row for each position of the dial; ``None`` with fewer than two, or where no suite is of a kind drawn here."""
     found = _positions(summary)
-    if len(found) < 2:
+    curves = _measured(summary, found) if len(found) > 1 else []
+    if not curves:
         return None
-    curves = _measured(summary, found)
     rows = []
     for value, system in found:
         shares = [pooled(summary, system, kind, label)[0] for kind, label, *_ in curves]
