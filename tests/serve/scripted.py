@@ -121,7 +121,8 @@ class Scripted:
         prompt = ticket.prompt
         assert isinstance(prompt, Prompt)
         self.prefilled += len(prompt.ids)
-        listener(self._opening(prompt.ids, prompt.routing.trace))
+        plain = prompt.routing.routed_tokens == 0
+        listener(Opening(None, None, None) if plain else self._opening(prompt.ids, prompt.routing.trace))
         said = list(self.answer(prompt, self.tickets.index(ticket)))
         cut = said[: prompt.sampling.max_tokens]
         ended = len(said) < prompt.sampling.max_tokens
