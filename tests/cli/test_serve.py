@@ -109,7 +109,9 @@ def test_names_for_clients(model: str, name: str) -> None:
         (["--host", "0.0.0.0", "--playground"], True),
     ],
 )
-def test_the_playground(run, run_folder: Path, served, tmp_path, monkeypatch, arguments: list[str], shown: bool) -> None:
+def test_the_playground(
+    run, run_folder: Path, served, tmp_path, monkeypatch, arguments: list[str], shown: bool
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "keys").write_text("one\n")
     result = run("serve", "--adapter", run_folder, "--port", 0, *arguments)

@@ -150,7 +150,8 @@ class Scripted:
     def _piece(self, prompt: Prompt, place: int, word: str, finish: Finish | None) -> Piece:
         routed = place < (prompt.routing.routed_tokens or 0)
         sampling = prompt.sampling
-        token = self.words.convert_tokens_to_ids(word)
+        vocabulary = self.words.get_vocab()
+        token = vocabulary.get(word, vocabulary["<unk>"])
         text = "" if word == "</s>" else word if place == 0 else " " + word
         return Piece(
             token,

@@ -121,7 +121,6 @@ def test_base_and_mogu_side_by_side(show: Open, engine: scripted.Scripted) -> No
     assert left["x"] + left["width"] <= right["x"]
     assert left["y"] == right["y"]
     # Each side goes on from its own answers.
-    said = [engine.words.decode(prompt.ids) for prompt in engine.prompts]
     ask(page, "How?")
     ended(page)
     said = [engine.words.decode(prompt.ids) for prompt in engine.prompts[-2:]]
@@ -180,7 +179,7 @@ def test_the_map_has_a_cell_for_each_layer_and_token(show: Open, engine: scripte
     unwill = turn.get_by_role("img", name=f"unwilling responder: 2 layers by {tokens} tokens")
     glad = turn.get_by_role("img", name=f"glad responder: 2 layers by {tokens} tokens")
     wide = unwill.evaluate(f"canvas => canvas.width / {tokens}")
-    for canvas, upper, lower in ((unwill, 0.8, 0.9), (glad, 0.2, 0.1)):
+    for canvas in (unwill, glad):
         found = canvas.evaluate(PIXELS.replace("WIDE", str(wide)))
         assert len(found) == 2 * tokens
         assert all(colour.endswith(",255") for colour in found)
@@ -191,11 +190,11 @@ def test_the_map_has_a_cell_for_each_layer_and_token(show: Open, engine: scripte
     readout = turn.locator(".readout")
     box = unwill.bounding_box()
     page.mouse.move(box["x"] + 2.5 * wide, box["y"] + box["height"] - 3)
-    expect(readout).to_have_text("prompt, token 3 “How” · layer 1 · u 0.900 · g 0.100")
+    expect(readout).to_have_text("prompt, token 3 “do” · layer 1 · u 0.900 · g 0.100")
     unwill.focus()
     page.keyboard.press("ArrowUp")
     page.keyboard.press("ArrowRight")
-    expect(readout).to_have_text("prompt, token 4 “do” · layer 2 · u 0.800 · g 0.200")
+    expect(readout).to_have_text("prompt, token 4 “I” · layer 2 · u 0.800 · g 0.200")
     page.keyboard.press("End")
     expect(readout).to_have_text("answer, token 2 “cannot” · layer 2 · u 0.400 · g 0.600 · risk 10.0%")
 
@@ -257,7 +256,9 @@ def test_a_server_that_takes_leave_back(show: Open, start: Callable[..., Serving
     expect(page.get_by_label("Base beside it")).to_be_hidden()
 
 
-def test_what_goes_wrong_is_one_clear_line(show: Open, start: Callable[..., Serving], engine: scripted.Scripted) -> None:
+def test_what_goes_wrong_is_one_clear_line(
+    show: Open, start: Callable[..., Serving], engine: scripted.Scripted
+) -> None:
     serving = start()
     page = show(serving)
     told = page.locator(".turn .error")

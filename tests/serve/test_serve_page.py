@@ -41,9 +41,13 @@ def test_nothing_from_elsewhere_and_nothing_inside_the_page(serve) -> None:
     assert {rules[kind] for kind in ("script-src", "style-src", "connect-src", "img-src")} == {"'self'"}
     assert (rules["frame-ancestors"], rules["require-trusted-types-for"]) == ("'none'", "'script'")
     for name, text in FILES.items():
-        outside = [url for url in re.findall(r"(?:https?:)?//[\w.]+\.\w+[^\s\"']*", text) if "w3.org/2000/svg" not in url]
+        outside = [
+            url for url in re.findall(r"(?:https?:)?//[\w.]+\.\w+[^\s\"']*", text) if "w3.org/2000/svg" not in url
+        ]
         assert outside == [], name
-        assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\b|localStorage", text), name
+        assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\b|localStorage", text), (
+            name
+        )
     assert not re.search(r"<style|\sstyle=|\son\w+=|<script(?![^>]*\ssrc=)", FILES["index.html"])
 
 

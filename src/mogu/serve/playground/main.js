@@ -196,6 +196,11 @@ document.addEventListener("keydown", (event) => {
 the("stop").addEventListener("click", stop);
 the("clear").addEventListener("click", clear);
 the("dial").addEventListener("input", dialed);
+for (const example of the("welcome").querySelectorAll("button"))
+  example.addEventListener("click", () => {
+    the("text").value = example.textContent;
+    the("text").focus();
+  });
 the("access").addEventListener("submit", async (event) => {
   event.preventDefault();
   keep(the("key").value.trim());

@@ -2,14 +2,16 @@
 
 import { make } from "./dom.js";
 
-const HIGH = 14;
+const HIGH = 14, AXIS = 28;
 const WIDEST = 18, NARROWEST = 6;
 const CANVAS = 16000; // browsers draw no wider canvas
-const KINDS = [["unwill", "u, weight of the unwilling responder"], ["glad", "g, weight of the glad responder"]];
+const KINDS = [["unwill", "u, unwilling responder"], ["glad", "g, glad responder"]];
 const MOVES = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] };
 
 const drawn = new Set();
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => drawn.forEach((map) => map.draw()));
+const again = () => drawn.forEach((map) => map.draw());
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", again);
+addEventListener("resize", again);
 
 function colour(name) {
   const text = getComputedStyle(document.documentElement).getPropertyValue(name).trim().slice(1);
@@ -55,7 +57,8 @@ export class HeatMap {
   }
 
   get #wide() {
-    const fit = Math.floor((this.element.clientWidth || 900) / 2 / Math.max(1, this.tokens.length));
+    const room = (this.maps[0].figure.clientWidth || 500) - AXIS;
+    const fit = Math.floor(room / Math.max(1, this.tokens.length));
     return Math.max(NARROWEST, Math.min(WIDEST, fit));
   }
 

@@ -84,7 +84,7 @@ class Answer {
   #end(finish, report) {
     const routed = report?.routed_tokens ?? 0, told = [];
     if (this.map) told.push(`${routed} routed ${routed === 1 ? "token" : "tokens"} (marked)${this.weights}`);
-    if (finish === "length") told.push("cut at the most new tokens");
+    if (finish === "length") told.push("cut at the token limit");
     this.foot.textContent = told.join(" · ");
   }
 
