@@ -1,6 +1,8 @@
 // The server, as far as this page asks it: one request, its events, and what goes wrong in one line.
 
 const WAY = "v1/chat/completions";
+export const WEAKENING = "override_not_allowed";
+export const STRICT = "this server lets no client weaken its protection (it runs without --allow-client-overrides)";
 
 /** A request that was not answered, or not to its end; the message is one line for people. */
 export class Failure extends Error {
@@ -31,9 +33,9 @@ async function refusal(response, key) {
     told = (await response.json()).error ?? {};
   } catch { /* not ours: a proxy's page */ }
   const more = { status, code: told.code };
-  if (status === 401) return new Failure(key ? "The server does not know this API key." : "The server wants an API key.", more);
-  if (status === 403 && told.code === "override_not_allowed")
-    return new Failure("This server lets no client weaken its protection (it runs without --allow-client-overrides).", more);
+  if (status === 401)
+    return new Failure(key ? "The server does not know this API key." : "The server wants an API key.", more);
+  if (status === 403 && told.code === WEAKENING) return new Failure(`Not answered: ${STRICT}.`, more);
   if (status === 429) {
     const seconds = response.headers.get("retry-after");
     return new Failure(`The server is busy; try again ${seconds ? `in ${seconds} s` : "later"}.`, more);
@@ -87,5 +89,6 @@ async function* events(stream) {
 export function curl(body, withKey) {
   const quoted = `'${JSON.stringify(body).replaceAll("'", "'\\''")}'`;
   const key = withKey ? ' \\\n  -H "Authorization: Bearer $MOGU_API_KEY"' : "";
-  return `curl -sN ${new URL(WAY, document.baseURI)} \\\n  -H "Content-Type: application/json"${key} \\\n  -d ${quoted}`;
+  const url = new URL(WAY, document.baseURI);
+  return `curl -sN ${url} \\\n  -H "Content-Type: application/json"${key} \\\n  -d ${quoted}`;
 }

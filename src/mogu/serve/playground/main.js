@@ -1,12 +1,12 @@
 // The page: what is set, what is asked, and the turns so far.
 
-import { settings } from "./api.js";
+import { settings, STRICT, WEAKENING } from "./api.js";
 import { the } from "./dom.js";
 import { Turn } from "./turn.js";
 
 const KEY = "mogu-key";
 const WEAKEST = -4; // of the dial, where clients may weaken
-const LINE = "Only MoGU answers here: this server lets no client weaken its protection (it runs without --allow-client-overrides).";
+const LINE = `Only MoGU answers here: ${STRICT}.`;
 
 let about = null;
 let key = kept() ?? "";
@@ -69,7 +69,7 @@ async function learn() {
 function handover() {
   if (about.handover === "all") return "all tokens routed";
   const tokens = `${about.routed_tokens} routed ${about.routed_tokens === 1 ? "token" : "tokens"}`;
-  return about.handover === "risk" ? `${tokens} at least, more while the risk is high` : `${tokens}, then the plain base`;
+  return tokens + (about.handover === "risk" ? " at least, more while the risk is high" : ", then the plain base");
 }
 
 function compare(may) {
@@ -131,7 +131,7 @@ async function answer(question, mine) {
 function finish(turn) {
   turns.push(turn);
   const { mogu, base } = turn.answers;
-  if (base?.failure?.code === "override_not_allowed") {
+  if (base?.failure?.code === WEAKENING) {
     turn.alone();
     compare(false);
     about.allow_overrides = false;

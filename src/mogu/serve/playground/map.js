@@ -35,7 +35,7 @@ export class HeatMap {
     this.at = null;
     this.readout = make("output", { className: "readout" }, "Point at a cell, or focus a map and use the arrow keys.");
     this.maps = KINDS.map(([kind, name]) => this.#map(kind, name));
-    this.element = make("div", { className: "maps" }, ...this.maps.map((map) => map.figure), this.readout);
+    this.element = make("div", { className: "maps" }, this.readout, ...this.maps.map((map) => map.figure));
     drawn.add(this);
   }
 
@@ -65,7 +65,8 @@ export class HeatMap {
   #map(kind, name) {
     const canvas = make("canvas", { tabIndex: 0, className: kind });
     canvas.setAttribute("role", "img");
-    const axis = make("ol", { className: "axis" }, ...this.layers.toReversed().map((layer) => make("li", {}, String(layer))));
+    const marks = this.layers.map((layer) => make("li", {}, String(layer)));
+    const axis = make("ol", { className: "axis" }, ...marks.reverse());
     axis.setAttribute("aria-hidden", "true");
     const scale = make("span", { className: "soft scale" }, "0 ", make("i", { className: kind }), " 1");
     const figure = make("figure", {},

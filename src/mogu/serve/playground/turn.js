@@ -120,8 +120,9 @@ export class Turn {
     if (!this.map) return;
     this.routing = make("details", { className: "routing", open: true },
       make("summary", {}, "What the routers said, layer by token"),
-      make("p", { className: "soft" }, "Lowest layer below. Columns are the tokens of the prompt (the template's too), then, " +
-        "behind the line, the routed tokens of the answer with the weights that chose them; the plain base writes the rest."),
+      make("p", { className: "soft" },
+        "Lowest layer below. Columns are the tokens of the prompt (the template's too), then, behind the line, the " +
+        "routed tokens of the answer with the weights that chose them; the plain base writes the rest."),
       this.map.element);
     this.element.append(this.routing);
   }
