@@ -179,7 +179,8 @@ def test_the_map_has_a_cell_for_each_layer_and_token(show: Open, engine: scripte
     unwill = turn.get_by_role("img", name=f"unwilling responder: 2 layers by {tokens} tokens")
     glad = turn.get_by_role("img", name=f"glad responder: 2 layers by {tokens} tokens")
     wide = unwill.evaluate(f"canvas => canvas.width / {tokens}")
-    for canvas in (unwill, glad):
+    pale = (0xEE, 0xF1, 0xF5)
+    for canvas, full, upper, lower in ((unwill, (0xBD, 0x4B, 0), 0.8, 0.9), (glad, (0, 0x67, 0xA8), 0.2, 0.1)):
         found = canvas.evaluate(PIXELS.replace("WIDE", str(wide)))
         assert len(found) == 2 * tokens
         assert all(colour.endswith(",255") for colour in found)
@@ -187,6 +188,9 @@ def test_the_map_has_a_cell_for_each_layer_and_token(show: Open, engine: scripte
         rows = found[:tokens], found[tokens:]
         assert [len({*row[:-2]}) for row in rows] == [1, 1]
         assert len({rows[0][0], rows[1][0], rows[0][-1], rows[1][-1]}) == 4
+        for row, share in zip(rows, (upper, lower), strict=True):
+            shade = [one + (other - one) * share for one, other in zip(pale, full, strict=True)]
+            assert [int(part) for part in row[0].split(",")[:3]] == pytest.approx(shade, abs=1)
     readout = turn.locator(".readout")
     box = unwill.bounding_box()
     page.mouse.move(box["x"] + 2.5 * wide, box["y"] + box["height"] - 3)
