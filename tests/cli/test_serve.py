@@ -96,3 +96,24 @@ def test_a_missing_extra_is_named(run, monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_names_for_clients(model: str, name: str) -> None:
     assert public_name(model) == name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shown"),
+    [
+        ([], True),
+        (["--no-playground"], False),
+        (["--api-key-file", "keys"], False),
+        (["--api-key-file", "keys", "--playground"], True),
+        (["--host", "0.0.0.0"], False),
+        (["--host", "0.0.0.0", "--playground"], True),
+    ],
+)
+def test_the_playground(
+    run, run_folder: Path, served, tmp_path, monkeypatch, arguments: list[str], shown: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "keys").write_text("one\n")
+    result = run("serve", "--adapter", run_folder, "--port", 0, *arguments)
+    assert served[0][0].settings.playground is shown
+    assert ("/playground" in result.stdout) is shown

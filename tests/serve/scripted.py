@@ -121,7 +121,8 @@ class Scripted:
         prompt = ticket.prompt
         assert isinstance(prompt, Prompt)
         self.prefilled += len(prompt.ids)
-        listener(self._opening(prompt.ids, prompt.routing.trace))
+        plain = prompt.routing.routed_tokens == 0
+        listener(Opening(None, None, None) if plain else self._opening(prompt.ids, prompt.routing.trace))
         said = list(self.answer(prompt, self.tickets.index(ticket)))
         cut = said[: prompt.sampling.max_tokens]
         ended = len(said) < prompt.sampling.max_tokens
@@ -149,7 +150,8 @@ class Scripted:
     def _piece(self, prompt: Prompt, place: int, word: str, finish: Finish | None) -> Piece:
         routed = place < (prompt.routing.routed_tokens or 0)
         sampling = prompt.sampling
-        token = self.words.convert_tokens_to_ids(word)
+        vocabulary = self.words.get_vocab()
+        token = vocabulary.get(word, vocabulary["<unk>"])
         text = "" if word == "</s>" else word if place == 0 else " " + word
         return Piece(
             token,

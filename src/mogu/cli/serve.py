@@ -55,6 +55,13 @@ def serve(
     log_prompts: Annotated[
         bool, typer.Option("--log-prompts", help="Write prompts and answers into the log, too.")
     ] = False,
+    playground: Annotated[
+        bool | None,
+        typer.Option(
+            "--playground/--no-playground",
+            help="A page where people see the routing; default: where only this machine can ask, and needs no key.",
+        ),
+    ] = None,
     routed_tokens: options.RoutedTokens = None,
     dial: options.Dial = None,
     handover: options.Handover = None,
@@ -111,6 +118,7 @@ def serve(
         keys=keys,
         cors_origins=origins,
         log_prompts=log_prompts,
+        playground=(host in LOOPBACK and not keys) if playground is None else playground,
     )
     engine = LocalEngine(
         loaded.model, loaded.tokenizer, rows=max_rows, kv_tokens=kv_tokens, waiting=queue, prefill_tokens=prefill_tokens
@@ -120,6 +128,8 @@ def serve(
     if host not in LOOPBACK and not keys:
         logs.tell("others can reach this server, and it asks for no API key: give --api-key-file", logs.WARNING)
     typer.echo(f"{served.name} at {url_of(bound)}/v1 (Ctrl-C ends)")
+    if settings.playground:
+        typer.echo(f"playground at {url_of(bound)}/playground")
     run(app, bound)
 
 

@@ -19,6 +19,7 @@ try:
     from starlette.responses import JSONResponse, Response
 
     from mogu.serve.complete import CLIENT_GONE, complete
+    from mogu.serve.page import playground
     from mogu.serve.stream import ClientGone, while_connected
 except ImportError as error:
     raise MissingExtraError(str(error.name).split(".")[0], "serve") from error
@@ -78,6 +79,8 @@ def create_app(engine: Engine, tokenizer: PreTrainedTokenizerBase, settings: Set
     app.state.mogu = state
     app.include_router(_completions(state))
     app.include_router(_others(state))
+    if settings.playground:
+        app.include_router(playground(settings))
     _handle_errors(app)
     app.add_middleware(Limit, settings.max_body, settings.timeout, lambda: state.draining)
     app.add_middleware(Authenticate, settings.keys)

@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from mogu.serve.errors import ApiError
 from mogu.serve.limits import refuse
 
-GUARDED = ("/v1/", "/metrics")
+GUARDED = ("/v1/", "/metrics", "/playground/settings")
 """Paths that need a key, where there are keys."""
 
 

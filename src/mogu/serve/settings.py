@@ -67,6 +67,8 @@ class Settings:
     """Web pages of these origins may ask."""
     log_prompts: bool = False
     """Whether prompts and answers are written into the log."""
+    playground: bool = False
+    """Whether ``/playground`` is served."""
 
     def __post_init__(self) -> None:
         for name in ("timeout", "grace", "max_body", "max_choices"):
