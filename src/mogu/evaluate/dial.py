@@ -25,7 +25,7 @@ _NOTE = (
 
 
 def dial_table(summary: Summary) -> Table | None:
-    """One row for each position of the dial; ``None`` with fewer than two, or where no suite is of a kind drawn here."""
+    """One row for each position of the dial; ``None`` with fewer than two, or where no suite is of a kind drawn."""
     found = _positions(summary)
     curves = _measured(summary, found) if len(found) > 1 else []
     if not curves:

@@ -89,7 +89,7 @@ class LocalEngine:
         if self.adapter is not None and self.adapter.think == "through":
             raise AdapterError(
                 "the server counts routed tokens from the first new one and cannot wait for the end of a thought; "
-                "answer in Python, or set \"think\" to \"ignore\" in adapter_config.json"
+                'answer in Python, or set "think" to "ignore" in adapter_config.json'
             )
         self.reader = Reader(model)
         self.reader.__enter__()
