@@ -110,6 +110,8 @@ class RouterRecipe:
     """Hidden states to fit on: as they are when the layers below route (``routed``), or the plain ``base``'s."""
     standardise: bool = True
     """Fit on standardised inputs."""
+    turns: float = 0.0
+    """Share of the rows of the fit that are the second turn of a conversation."""
     borderline: float = 1.0
     """Share of the borderline training rows that the routers learn from."""
     hold_out: float = 0.0

@@ -55,6 +55,7 @@ _AT_LEAST_ZERO = {
     "layers_from",
     "hold_out",
     "borderline",
+    "turns",
     "broken",
 }
 
@@ -95,8 +96,9 @@ def check(recipe: Recipe) -> None:
         raise ConfigError(f"recipe field risk_threshold must be in [0, 1], not {recipe.balance.risk_threshold}")
     if not recipe.balance.shifts:
         raise ConfigError("recipe field balance.shifts needs at least one value")
-    if recipe.routers.borderline > 1:
-        raise ConfigError(f"recipe field routers.borderline must be at most 1, not {recipe.routers.borderline}")
+    for name in ("borderline", "turns"):
+        if (share := getattr(recipe.routers, name)) > 1:
+            raise ConfigError(f"recipe field routers.{name} must be at most 1, not {share}")
     _check_search(recipe.search)
     if recipe.routers.start == "random" and recipe.routers.epochs == 0:
         raise ConfigError("recipe field routers.epochs must be at least 1 when the routers start at random")

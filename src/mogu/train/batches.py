@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mogu.chat import prompt_ids, response_ids
+from mogu.chat import Message, prompt_ids, response_ids
 from mogu.data.rows import Row
 from mogu.train.losses import IGNORED
 
@@ -28,8 +28,11 @@ class Encoder:
     answer_tokens: int
     """Length at which answers are cut."""
 
-    def __call__(self, instruction: str, answer: str, *, closed: bool) -> Encoded:
-        """Prompt and answer ids; a ``closed`` answer ends the turn (base answers are cut, so they do not)."""
+    def __call__(self, instruction: str | Sequence[Message], answer: str, *, closed: bool) -> Encoded:
+        """Prompt and answer ids; a ``closed`` answer ends the turn (base answers are cut, so they do not).
+
+        ``instruction`` is a bare one or a conversation.
+        """
         prompt = prompt_ids(self.tokenizer, instruction, template=self.template)
         return prompt, response_ids(self.tokenizer, answer, end_of_turn=closed)[: self.answer_tokens]
 

@@ -22,6 +22,7 @@ from torch import nn
 from mogu.adapter.layer import MoguLinear
 from mogu.adapter.model import decoder_layers, mogu_layers, plain_base, set_shift, set_stage
 from mogu.adapter.router import FoldedRouter
+from mogu.chat import Message
 from mogu.data.rows import Row
 from mogu.errors import TrainingError
 from mogu.offload import is_offloaded
@@ -33,6 +34,8 @@ FOLDS = 4
 _FOLD_STEPS = 20
 """L-BFGS steps of a probe that only routes the rows of its fold: enough for logits that correlate by 0.997 and more."""
 _ANSWER_TOKENS = 5
+_SPREAD, _OTHER_SPREAD = (5**0.5 - 1) / 2, 2**0.5
+"""Whose multiples lie evenly in [0, 1), whatever order rows come in."""
 _INSTRUCTION_TOKENS = 7
 TOKEN_WEIGHTS = {
     "weighted": (0.1, 1.0, 0.3),
@@ -158,6 +161,7 @@ def fit_routers(
     tokens: str = "weighted",
     standardise: bool = True,
     states: str = "routed",
+    turns: float = 0.0,
     pack: bool | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
@@ -179,6 +183,7 @@ def fit_routers(
         tokens: Which tokens, with which weights: a key of :data:`TOKEN_WEIGHTS`.
         standardise: As for :func:`fit_probe`.
         states: ``routed``, what the layers below make of the row when they route; ``base``, what the plain base does.
+        turns: Share of the rows that are the second turn of a conversation, behind another row with its wanted answer.
         pack: Many rows to a line of the batch (:mod:`mogu.train.layout`); default: where the model computes the same.
         progress: Called with (layers done, layers in all).
 
@@ -188,7 +193,7 @@ def fit_routers(
     if len({row.label for row in rows}) < 2:
         raise TrainingError("routers need benign and malicious rows; the data has only one kind")
     layers = mogu_layers(model)
-    layout, entries = lay_out(model, encode, rows, borderline_weight, pack, tokens)
+    layout, entries = lay_out(model, encode, rows, borderline_weight, pack, tokens, turns)
     fit = _Fit(model.active_adapter, entries, l2, sharpness, standardise, states == "routed")
     set_stage(model, "routed")
     set_shift(model, 0.0)
@@ -219,12 +224,14 @@ def lay_out(
     borderline_weight: float = 1.0,
     pack: bool | None = None,
     tokens: str = "weighted",
+    turns: float = 0.0,
 ) -> tuple[Layout, FitSet]:
     """The batch of the fitting pass, on the model's device, and the tokens of it that routers are fitted on.
 
     Arguments and errors are those of :func:`fit_routers`.
     """
-    encoded = [_with_either_answer(encode, row, index) for index, row in enumerate(rows)]
+    before = first_turns(rows, turns)
+    encoded = [_with_either_answer(encode, row, index, before[index]) for index, row in enumerate(rows)]
     prompts, pad_token_id = [prompt for prompt, _ in encoded], encode.tokenizer.pad_token_id
     # A system prompt before the instruction says nothing about it; the template's tokens after it say most.
     prefix, suffix = _shared(prompts), max(_shared([prompt[::-1] for prompt in prompts]), 1)
@@ -257,10 +264,33 @@ def _without_longest(encoded: Sequence[Encoded]) -> list[int]:
     return [index for index, length in enumerate(lengths) if length <= longest]
 
 
-def _with_either_answer(encode: Encoder, row: Row, index: int) -> Encoded:
+def _with_either_answer(encode: Encoder, row: Row, index: int, before: Row | None) -> Encoded:
     helpful = (index // FOLDS) % 2 == 0
-    prompt, answer = encode(row.instruction, row.glad if helpful else row.unwill, closed=False)
+    asked: str | list[Message] = row.instruction
+    if before is not None:
+        asked = [
+            {"role": "user", "content": before.instruction},
+            {"role": "assistant", "content": before.wanted},
+            {"role": "user", "content": row.instruction},
+        ]
+    prompt, answer = encode(asked, row.glad if helpful else row.unwill, closed=False)
     return prompt, answer[:_ANSWER_TOKENS]
+
+
+def first_turns(rows: Sequence[Row], share: float) -> list[Row | None]:
+    """For an even ``share`` of the rows another row of the same fold, which comes before it in a conversation.
+
+    Benign and malicious ones alike, so that nothing can be told from there being one, or from its kind.
+    """
+    folds = _folds(rows)
+    members = [[index for index, fold in enumerate(folds) if fold == own] for own in range(FOLDS)]
+    found: list[Row | None] = [None] * len(rows)
+    for alike in members:
+        for at, index in enumerate(alike):
+            if at * _SPREAD % 1 < share and len(alike) > 1:
+                step = 1 + int(at * _OTHER_SPREAD % 1 * (len(alike) - 1))
+                found[index] = rows[alike[(at + step) % len(alike)]]
+    return found
 
 
 def _shared(prompts: Sequence[Sequence[int]]) -> int:

@@ -364,6 +364,7 @@ class Run:
                 tokens=recipe.fit_tokens,
                 standardise=recipe.standardise,
                 states=recipe.fit_states,
+                turns=recipe.turns,
                 progress=self.progress.update,
             )
             # Layer after layer, nothing of a fit can be shared: all fit the same, and the main one's numbers count.
