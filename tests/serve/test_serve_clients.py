@@ -5,31 +5,19 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import threading
 from collections.abc import Iterator
 from typing import Any
 
 import openai
 import pytest
 import scripted
+from serving import Serving
 
-from mogu.serve.app import create_app
-from mogu.serve.server import Server, bind, url_of
+from mogu.serve.server import bind
 
 
-class Serving:
-    """A server on a thread; ``stop`` is what SIGTERM does."""
-
-    def __init__(self, engine: scripted.Scripted, **settings: Any) -> None:
-        self.server = Server(create_app(engine, scripted.tokenizer(), scripted.settings(**settings)))
-        bound = bind("127.0.0.1", 0)
-        bound.listen()
-        self.url = url_of(bound)
-        self.thread = threading.Thread(target=self.server.run, args=([bound],))
-        self.thread.start()
-
-    def stop(self) -> None:
-        self.server.handle_exit(15, None)
+def start(engine: scripted.Scripted, **settings: Any) -> Serving:
+    return Serving(engine, scripted.tokenizer(), scripted.settings(**settings))
 
 
 @pytest.fixture
@@ -39,19 +27,14 @@ def engine() -> scripted.Scripted:
 
 @pytest.fixture
 def serving(engine: scripted.Scripted) -> Iterator[Serving]:
-    serving = Serving(engine, keys=("secret",))
+    serving = start(engine, keys=("secret",))
     yield serving
     engine.go.set()
-    serving.stop()
-    serving.thread.join()
-
-
-def client_of(serving: Serving, key: str = "secret") -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{serving.url}/v1", api_key=key, max_retries=0)
+    serving.end()
 
 
 def test_openai_python(serving: Serving, chat: dict[str, Any]) -> None:
-    client = client_of(serving)
+    client = serving.client()
     answer = client.chat.completions.create(**chat, extra_body={"mogu": {"dial": 1.0}})
     assert (answer.choices[0].message.content, answer.mogu["risk"]) == ("I will help", 0.03)
     chunks = list(client.chat.completions.create(**chat, stream=True, stream_options={"include_usage": True}))
@@ -63,9 +46,9 @@ def test_openai_python(serving: Serving, chat: dict[str, Any]) -> None:
 
 
 def test_openai_python_knows_our_errors(serving: Serving, chat: dict[str, Any], engine: scripted.Scripted) -> None:
-    client = client_of(serving)
+    client = serving.client()
     with pytest.raises(openai.AuthenticationError):
-        client_of(serving, "wrong").models.list()
+        serving.client("wrong").models.list()
     with pytest.raises(openai.BadRequestError) as caught:
         client.chat.completions.create(**chat, tools=[{"type": "function", "function": {"name": "a"}}])
     assert caught.value.param == "tools"
@@ -99,8 +82,8 @@ def test_curl(serving: Serving, chat: dict[str, Any]) -> None:
 
 def test_what_runs_is_finished_and_what_comes_is_refused(chat: dict[str, Any], engine: scripted.Scripted) -> None:
     engine.go.clear()
-    serving = Serving(engine)
-    client = client_of(serving)
+    serving = start(engine)
+    client = serving.client()
     stream = iter(client.chat.completions.create(**chat, stream=True))
     next(stream)
     serving.stop()
@@ -116,8 +99,8 @@ def test_what_runs_is_finished_and_what_comes_is_refused(chat: dict[str, Any], e
 
 def test_what_is_left_after_the_grace_is_broken_off(chat: dict[str, Any], engine: scripted.Scripted) -> None:
     engine.go.clear()
-    serving = Serving(engine, grace=0.2)
-    stream = iter(client_of(serving).chat.completions.create(**chat, stream=True))
+    serving = start(engine, grace=0.2)
+    stream = iter(serving.client().chat.completions.create(**chat, stream=True))
     next(stream)
     serving.stop()
     with pytest.raises(openai.APIError, match="shutting down"):
