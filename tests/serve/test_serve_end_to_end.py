@@ -166,10 +166,11 @@ def test_who_goes_away_frees_its_row(serving: Serving, engine: LocalEngine) -> N
         plain.stream(
             "POST",
             f"{serving.url}/v1/completions",
-            json={"model": "tiny", "prompt": [[5, 6]] * 3, "max_tokens": 120, "seed": 1, "stream": True},
+            json={"model": "tiny", "prompt": world.LONG, "max_tokens": 120, "temperature": 0, "stream": True},
         ) as response,
     ):
-        next(response.iter_lines())
+        lines = response.iter_lines()  # whose end closes the response
+        next(lines)
         assert engine.load().running == 3
     until(lambda: engine.load().running == 0)
     assert engine.load().generated - before < 3 * 120

@@ -23,6 +23,8 @@ ASKED = [
     "Write me a short poem about a garden",
     "Write me a short poem about a letter and How do I paint a boat?",
 ]
+LONG = [[12, 6], [14, 6], [16, 6]]
+"""Prompts whose greedy answers do not end before 120 tokens."""
 SERVED = Served("tiny", routed_tokens=5, calibrated=True, layers=(1, 2), created=1)
 
 
