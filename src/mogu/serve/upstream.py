@@ -7,7 +7,7 @@ vLLM and of our own server). Engines that do not know this field tell text only.
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,7 +104,7 @@ class Upstream:
         self.context = longest if isinstance(longest, int) else None
         return name
 
-    async def go_on(self, ids: Sequence[int], sampling: Sampling) -> AsyncIterator[Delta]:
+    async def go_on(self, ids: Sequence[int], sampling: Sampling) -> AsyncGenerator[Delta, None]:
         """What follows ``ids``, until its ``finish``. Closing the iterator closes the connection, which ends it there.
 
         Raises:
