@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+import time
+from collections.abc import Callable
 from typing import Any
 
 import openai
@@ -12,6 +14,15 @@ from mogu.serve.app import create_app
 from mogu.serve.requests import Engine
 from mogu.serve.server import Server, bind, url_of
 from mogu.serve.settings import Settings
+
+
+def until(met: Callable[[], bool]) -> None:
+    """Wait for what must come, and fail if it does not."""
+    for _ in range(3000):
+        if met():
+            return
+        time.sleep(0.02)
+    raise AssertionError("it never came")
 
 
 class Serving:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +13,7 @@ import openai
 import pytest
 import small
 import world
-from serving import Serving
+from serving import Serving, until
 from world import ASKED, END, NEW, asking
 
 from mogu.serve.engine import LocalEngine
@@ -50,15 +49,6 @@ def serving(engine: LocalEngine) -> Iterator[Serving]:
 @pytest.fixture(scope="module")
 def client(serving: Serving) -> Any:
     return serving.client()
-
-
-def until(met: Callable[[], bool]) -> None:
-    """Wait for what must come, and fail if it does not."""
-    for _ in range(3000):
-        if met():
-            return
-        time.sleep(0.02)
-    raise AssertionError("it never came")
 
 
 def test_answers_are_those_of_generate(client: Any, alone: SimpleNamespace) -> None:

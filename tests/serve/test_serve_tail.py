@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,7 +16,7 @@ import pytest
 import small
 import tiny
 import world
-from serving import Serving
+from serving import Serving, until
 from world import ASKED, END, NEW, asking
 
 from mogu.errors import ConfigError
@@ -64,15 +63,6 @@ def client(engine: TailEngine) -> Iterator[Any]:
     serving = Serving(engine, small.tokenizer(), world.settings(allow_overrides=True))
     yield serving.client()
     serving.end()
-
-
-def until(met: Callable[[], bool]) -> None:
-    """Wait for what must come, and fail if it does not."""
-    for _ in range(3000):
-        if met():
-            return
-        time.sleep(0.02)
-    raise AssertionError("it never came")
 
 
 def without_names(answer: Any) -> dict[str, Any]:

@@ -20,6 +20,8 @@ from mogu.serve.requests import Finish, Sampling
 
 _CONNECT_SECONDS = 10.0
 _LOOK_SECONDS = 30.0
+_IDLE_SECONDS = 2.0
+"""Less than servers keep a connection open, so that none is used that is just being closed."""
 _FINISHES: dict[str | None, Finish | None] = {None: None, "stop": "stop", "length": "length"}
 _NO_IDS = "tells no token ids, so logprobs cannot be told"
 _ROUTED = "routes answers itself; it must serve the plain base"
@@ -70,7 +72,7 @@ class Upstream:
         self._client = httpx.AsyncClient(
             headers={"Authorization": f"Bearer {key}"} if key else {},
             timeout=httpx.Timeout(None, connect=_CONNECT_SECONDS),
-            limits=httpx.Limits(max_connections=None),
+            limits=httpx.Limits(max_connections=None, keepalive_expiry=_IDLE_SECONDS),
         )
 
     async def look(self) -> str:
