@@ -30,6 +30,11 @@ def tolerance(dtype: torch.dtype) -> float:
     return _TOLERANCE.get(dtype, _ROUGH_TOLERANCE)
 
 
+def state_tolerance(dtype: torch.dtype) -> float:
+    """The same of hidden states, which no norm and no vocabulary has evened out."""
+    return 5 * tolerance(dtype)
+
+
 def template_prefix(tokenizer: PreTrainedTokenizerBase, template: str | None) -> list[int]:
     """Token ids with which the prompt of every bare instruction begins, whatever the instruction."""
     one, other = (prompt_ids(tokenizer, text, template=template) for text in ("a", "Z"))

@@ -62,6 +62,12 @@ def test_a_configuration_file_and_keys(run, base_folder: str, served, tmp_path: 
     [
         (["--port", "0"], "name a model with --model, or an adapter with --adapter"),
         (["--api-key-file", "nix"], "cannot read nix: No such file or directory"),
+        (["--tail-model", "base"], "--tail-model needs --tail-url"),
+        (["--tail-url", "nix:1"], "'nix:1' is no URL of an engine; it looks like http://localhost:8001/v1"),
+        (
+            ["--tail-url", "http://nix/v1", "--tail-api-key-env", "MOGU_NIX"],
+            "the environment variable MOGU_NIX is not set; it must hold the engine's key",
+        ),
         (
             ["--adapter", "nix", "--port", "0"],
             "no adapter in nix: adapter_config.json is missing (is the run finished?)",

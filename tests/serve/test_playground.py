@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 import scripted
-from live import Serving
+import serving as servers
+from serving import Serving
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = Path("/usr/bin/chromium")
@@ -50,7 +51,7 @@ def start(engine: scripted.Scripted) -> Iterator[Callable[..., Serving]]:
     started: list[Serving] = []
 
     def start(**settings: Any) -> Serving:
-        started.append(Serving(engine, **{"playground": True, "max_tokens": 20, **settings}))
+        started.append(servers.start(engine, **{"playground": True, "max_tokens": 20, **settings}))
         return started[-1]
 
     yield start

@@ -11,7 +11,7 @@ from typing import Any
 import openai
 import pytest
 import scripted
-from live import Serving
+from serving import Serving, start
 
 from mogu.serve.server import bind
 
@@ -23,19 +23,14 @@ def engine() -> scripted.Scripted:
 
 @pytest.fixture
 def serving(engine: scripted.Scripted) -> Iterator[Serving]:
-    serving = Serving(engine, keys=("secret",))
+    serving = start(engine, keys=("secret",))
     yield serving
     engine.go.set()
-    serving.stop()
-    serving.thread.join()
-
-
-def client_of(serving: Serving, key: str = "secret") -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{serving.url}/v1", api_key=key, max_retries=0)
+    serving.end()
 
 
 def test_openai_python(serving: Serving, chat: dict[str, Any]) -> None:
-    client = client_of(serving)
+    client = serving.client()
     answer = client.chat.completions.create(**chat, extra_body={"mogu": {"dial": 1.0}})
     assert (answer.choices[0].message.content, answer.mogu["risk"]) == ("I will help", 0.03)
     chunks = list(client.chat.completions.create(**chat, stream=True, stream_options={"include_usage": True}))
@@ -47,9 +42,9 @@ def test_openai_python(serving: Serving, chat: dict[str, Any]) -> None:
 
 
 def test_openai_python_knows_our_errors(serving: Serving, chat: dict[str, Any], engine: scripted.Scripted) -> None:
-    client = client_of(serving)
+    client = serving.client()
     with pytest.raises(openai.AuthenticationError):
-        client_of(serving, "wrong").models.list()
+        serving.client("wrong").models.list()
     with pytest.raises(openai.BadRequestError) as caught:
         client.chat.completions.create(**chat, tools=[{"type": "function", "function": {"name": "a"}}])
     assert caught.value.param == "tools"
@@ -83,8 +78,8 @@ def test_curl(serving: Serving, chat: dict[str, Any]) -> None:
 
 def test_what_runs_is_finished_and_what_comes_is_refused(chat: dict[str, Any], engine: scripted.Scripted) -> None:
     engine.go.clear()
-    serving = Serving(engine)
-    client = client_of(serving)
+    serving = start(engine)
+    client = serving.client()
     stream = iter(client.chat.completions.create(**chat, stream=True))
     next(stream)
     serving.stop()
@@ -100,8 +95,8 @@ def test_what_runs_is_finished_and_what_comes_is_refused(chat: dict[str, Any], e
 
 def test_what_is_left_after_the_grace_is_broken_off(chat: dict[str, Any], engine: scripted.Scripted) -> None:
     engine.go.clear()
-    serving = Serving(engine, grace=0.2)
-    stream = iter(client_of(serving).chat.completions.create(**chat, stream=True))
+    serving = start(engine, grace=0.2)
+    stream = iter(serving.client().chat.completions.create(**chat, stream=True))
     next(stream)
     serving.stop()
     with pytest.raises(openai.APIError, match="shutting down"):

@@ -88,7 +88,7 @@ def test_of_a_chat(serve, chat, change: dict[str, Any], param: str, code: str) -
         ({"echo": True}, "echo", "unsupported_value"),
         ({"suffix": "end"}, "suffix", "unsupported_value"),
         ({"best_of": 2}, "best_of", "unsupported_parameter"),
-        ({"logprobs": 6}, "logprobs", "invalid_value"),
+        ({"logprobs": 21}, "logprobs", "invalid_value"),
         ({"prompt": []}, "prompt", "invalid_value"),
         ({"prompt": ""}, "prompt", "invalid_value"),
         ({"prompt": [10_000]}, "prompt", "invalid_value"),

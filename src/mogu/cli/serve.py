@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +13,9 @@ from mogu.errors import ConfigError
 
 if TYPE_CHECKING:
     from mogu.loading import Loaded
+    from mogu.serve.requests import Engine
     from mogu.serve.settings import Served
+    from mogu.serve.upstream import Upstream
 
 
 def serve(
@@ -32,7 +35,7 @@ def serve(
     prefill_tokens: Annotated[
         int, typer.Option(metavar="N", min=1, help="Most prompt tokens that are read between two steps.")
     ] = 256,
-    queue: Annotated[int, typer.Option(metavar="N", min=0, help="Most answers that wait; others get 429.")] = 128,
+    queue: Annotated[int, typer.Option(metavar="N", min=1, help="Most answers that wait; others get 429.")] = 128,
     timeout: Annotated[
         float, typer.Option(metavar="SECONDS", min=0.001, help="From the arrival of a request to its last token.")
     ] = 600.0,
@@ -62,6 +65,19 @@ def serve(
             help="A page where people see the routing; default: where only this machine can ask, and needs no key.",
         ),
     ] = None,
+    tail_url: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Continue heads on an engine with the plain base: http://HOST:PORT/v1."),
+    ] = None,
+    tail_model: Annotated[
+        str | None, typer.Option(metavar="NAME", help="What it calls the base; default: its one model.")
+    ] = None,
+    tail_api_key_env: Annotated[
+        str | None, typer.Option(metavar="VARIABLE", help="Environment variable with its API key.")
+    ] = None,
+    tail_requests: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Most answers, waiting or in the making here and there.")
+    ] = 256,
     routed_tokens: options.RoutedTokens = None,
     dial: options.Dial = None,
     handover: options.Handover = None,
@@ -84,6 +100,7 @@ def serve(
 
     keys = read_keys(api_key_file)
     origins = tuple(origin.strip() for origin in (cors_origin or "").split(",") if origin.strip())
+    upstream = upstream_of(tail_url, tail_model, tail_api_key_env)
     bound = bind(host, port)
     from mogu.cli import loading
     from mogu.serve.engine import LocalEngine
@@ -120,17 +137,57 @@ def serve(
         log_prompts=log_prompts,
         playground=(host in LOOPBACK and not keys) if playground is None else playground,
     )
-    engine = LocalEngine(
+    logs.to_stderr()
+    engine: Engine = LocalEngine(
         loaded.model, loaded.tokenizer, rows=max_rows, kv_tokens=kv_tokens, waiting=queue, prefill_tokens=prefill_tokens
     )
+    if upstream is not None:
+        engine = with_tail(engine, upstream, tail_requests)
     app = create_app(engine, loaded.tokenizer, settings)
-    logs.to_stderr()
     if host not in LOOPBACK and not keys:
         logs.tell("others can reach this server, and it asks for no API key: give --api-key-file", logs.WARNING)
     typer.echo(f"{served.name} at {url_of(bound)}/v1 (Ctrl-C ends)")
     if settings.playground:
         typer.echo(f"playground at {url_of(bound)}/playground")
     run(app, bound)
+
+
+def upstream_of(url: str | None, model: str | None, variable: str | None) -> Upstream | None:
+    """The engine elsewhere, if one is named.
+
+    Raises:
+        ConfigError: The URL is none, the variable holds no key, or either is missing.
+    """
+    from mogu.serve.upstream import Upstream
+
+    if url is None:
+        if model or variable:
+            raise ConfigError(f"{'--tail-model' if model else '--tail-api-key-env'} needs --tail-url")
+        return None
+    key = os.environ.get(variable, "").strip() if variable else None
+    if key == "":
+        raise ConfigError(f"the environment variable {variable} is not set; it must hold the engine's key")
+    return Upstream(url, model, key)
+
+
+def with_tail(head: Any, upstream: Upstream, most: int) -> Engine:
+    """``head``, whose answers ``upstream`` continues; it may come up later, but not be the wrong one.
+
+    Raises:
+        ConfigError: There is no head, or the engine elsewhere refuses, or serves something else.
+    """
+    from mogu.serve import logs
+    from mogu.serve.errors import TailError
+    from mogu.serve.tail import TailEngine
+
+    engine = TailEngine(head, upstream, most=most)
+    try:
+        engine.look()
+    except TailError as error:
+        if not error.away:
+            raise ConfigError(f"{upstream.url}: {error}") from error
+        logs.tell("the engine at --tail-url cannot be reached yet", logs.WARNING, url=upstream.url)
+    return engine
 
 
 def served_by(loaded: Loaded, name: str | None, guard: dict[str, Any]) -> Served:

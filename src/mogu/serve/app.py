@@ -31,7 +31,7 @@ from mogu.serve.auth import Authenticate
 from mogu.serve.errors import INVALID, ApiError, from_validation, shutting_down, unknown_model
 from mogu.serve.limits import Limit, Observe
 from mogu.serve.requests import Engine, Opening
-from mogu.serve.settings import Served, Settings
+from mogu.serve.settings import Settings
 from mogu.serve.state import State
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
     413: {"description": "A body that is too long"},
     429: {"description": "The queue is full; see Retry-After"},
     500: {"description": "Our fault"},
+    502: {"description": "The engine that continues answers failed"},
     503: {"description": "The server is shutting down"},
     504: {"description": "No complete answer in time"},
 }
@@ -162,14 +163,14 @@ def _others(state: State) -> APIRouter:
     @router.get("/v1/models", response_model=schemas.Models, responses=kept)
     async def models() -> Response:
         """The one model."""
-        return JSONResponse({"object": "list", "data": [_model(state.served)]})
+        return JSONResponse({"object": "list", "data": [_model(state)]})
 
     @router.get("/v1/models/{model:path}", response_model=schemas.Model, responses=kept)
     async def model(model: str) -> Response:
         """What is known of it."""
         if model != state.served.name:
             raise unknown_model(model)
-        return JSONResponse(_model(state.served))
+        return JSONResponse(_model(state))
 
     @router.get("/health", response_model=schemas.State)
     async def health() -> Response:
@@ -194,8 +195,9 @@ def _others(state: State) -> APIRouter:
     return router
 
 
-def _model(served: Served) -> dict[str, Any]:
-    return {"id": served.name, "object": "model", "created": served.created, "owned_by": "mogu"}
+def _model(state: State) -> dict[str, Any]:
+    told: dict[str, Any] = {"id": state.served.name, "object": "model", "created": state.served.created}
+    return {**told, "owned_by": "mogu", "max_model_len": state.engine.context}
 
 
 def _handle_errors(app: FastAPI) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from mogu.serve.requests import Finish, Opening, Piece, Prompt, Weights
+from mogu.serve.requests import NO_TOKEN, Finish, Opening, Piece, Prompt, Weights
 from mogu.serve.schemas import (
     ChatLogprobs,
     Report,
@@ -20,6 +20,9 @@ from mogu.serve.schemas import (
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+BY_ID = "token_id:"
+"""Before the number of a token, where tokens are named by it, as vLLM does."""
 
 
 class Words:
@@ -62,7 +65,8 @@ class Choice:
         if isinstance(event, Opening):
             self.opening = event
             return
-        self.pieces.append(event)
+        if event.token != NO_TOKEN:
+            self.pieces.append(event)
         self.text += event.text
         self.routed += event.routed
         self.finish = event.finish
@@ -111,21 +115,25 @@ def chat_logprobs(pieces: Sequence[Piece], words: Words) -> ChatLogprobs:
     return ChatLogprobs(content=content)
 
 
-def text_logprobs(pieces: Sequence[Piece], words: Words, offset: int, alternatives: bool) -> TextLogprobs:
-    """The older form; ``offset`` is where the text of ``pieces`` begins in the answer."""
+def text_logprobs(
+    pieces: Sequence[Piece], words: Words, offset: int, alternatives: bool, by_id: bool = False
+) -> TextLogprobs:
+    """The older form; ``offset`` is where the text of ``pieces`` begins in the answer; ``by_id`` names tokens so."""
+    name = f"{BY_ID}{{}}".format if by_id else words.__getitem__
     found = TextLogprobs(tokens=[], token_logprobs=[], top_logprobs=[] if alternatives else None, text_offset=[])
     for piece in _written(pieces, words):
-        found.tokens.append(words[piece.token])
+        found.tokens.append(name(piece.token))
         found.token_logprobs.append(_finite(piece.logprob or 0.0))
         found.text_offset.append(offset)
         offset += len(words[piece.token])
         if found.top_logprobs is not None:
-            found.top_logprobs.append({words[token]: _finite(logprob) for token, logprob in piece.top})
+            found.top_logprobs.append({name(token): _finite(logprob) for token, logprob in piece.top})
     return found
 
 
 def _written(pieces: Sequence[Piece], words: Words) -> list[Piece]:
-    return [piece for piece in pieces if not (piece.finish == "stop" and piece.token in words.special)]
+    ended = [piece.token == NO_TOKEN or (piece.finish == "stop" and piece.token in words.special) for piece in pieces]
+    return [piece for piece, end in zip(pieces, ended, strict=True) if not end]
 
 
 def _finite(logprob: float) -> float:

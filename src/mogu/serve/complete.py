@@ -116,7 +116,7 @@ class Job:
             return [self.writer.begin(choice)]
         held.append(event)
         chunks: list[Body] = []
-        told = self.plan.trace or choice.prompt.sampling.logprobs is not None
+        told = self.plan.trace or self.plan.token_ids or choice.prompt.sampling.logprobs is not None
         if any(piece.text for piece in held) or (event.finish is not None and told):
             chunks.append(self.writer.go_on(choice, held, self._offsets[index]))
             self._offsets[index] = len(choice.text)

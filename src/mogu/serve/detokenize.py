@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from mogu.serve.requests import Finish
+
 _BROKEN = "�"
 _LONGEST_CHARACTER = 4
 """Bytes, hence so many tokens at most."""
@@ -41,14 +43,30 @@ class TextStream:
             self.given = self.decode(self.tokens)
         else:
             self.given = max(self.given, whole, key=len)
-        return self._stopped(new)
+        return self.add(new)
+
+    def write(self, token: int, ends: bool, last: bool) -> tuple[str, Finish | None]:
+        """Text that became certain with ``token``, and whether and why the answer is over.
+
+        Args:
+            token: The newest.
+            ends: It is an end-of-turn token, which has no text.
+            last: There may be no more.
+        """
+        if ends:
+            return self.end(), "stop"
+        text, stopped = self.push(token)
+        if stopped:
+            return text, "stop"
+        return (text + self.end(), "length") if last else (text, None)
 
     def end(self) -> str:
         """What waited, when the answer is over; half a character is dropped."""
         waiting, self.waiting = self.waiting, ""
         return waiting
 
-    def _stopped(self, new: str) -> tuple[str, bool]:
+    def add(self, new: str) -> tuple[str, bool]:
+        """As :meth:`push`, for text whose tokens are not known."""
         if not self.stop:
             return new, False
         text = self.waiting + new

@@ -31,7 +31,7 @@ from mogu.serve.checks import check
 from mogu.serve.detokenize import TextStream
 from mogu.serve.prefixes import Prefixes
 from mogu.serve.reader import Depth, Part, Reader
-from mogu.serve.requests import Finish, Listener, Load, Opening, Piece, Prompt, Sampling, Ticket
+from mogu.serve.requests import Listener, Load, Opening, Piece, Prompt, Sampling, Ticket
 from mogu.serve.routers import Seen, opening, weights_of
 from mogu.serve.rows import Phase, Row
 from mogu.serve.sampling import Choice, Drawer, choose
@@ -117,8 +117,12 @@ class LocalEngine:
         """Most tokens of prompt and answer together: what the model reads, or what the cache holds."""
         return self._context
 
-    def submit(self, prompt: Prompt, listener: Listener) -> Ticket:
-        """As :meth:`mogu.serve.requests.Engine.submit`."""
+    def submit(self, prompt: Prompt, listener: Listener, *, head_only: bool = False) -> Ticket:
+        """As :meth:`mogu.serve.requests.Engine.submit`.
+
+        With ``head_only`` the answer ends where the plain base would take over: its last piece is ``handed_over`` and
+        has no finish. What is plain from the start is no head: it needs ``routed_tokens`` above 0.
+        """
         check(prompt, self._context, self.reader.config.vocab_size)
         routing = prompt.routing
         row = Row(
@@ -137,6 +141,7 @@ class LocalEngine:
                 raise GenerationError(MISSING)
             row.shift = self.adapter.shift + routing.dial if row.routed_tokens else None
             row.keeps_states = self.reader.keeps_states
+            row.leaves = head_only
         return self._enqueue(row)
 
     def read(self, ids: tuple[int, ...], listener: Listener) -> Ticket:
@@ -401,19 +406,15 @@ class LocalEngine:
         row.drawer.take(choice.token)
         self._generated += 1
         routed, risk = row.shift is not None, seen.risk(place)
-        finish: Finish | None
-        if choice.token in self.ends:
-            text, finish = row.text.end(), "stop"
-        else:
-            text, stopped = row.text.push(choice.token)
-            finish = "stop" if stopped else None
-            if finish is None and row.written >= row.prompt.sampling.max_tokens:
-                text, finish = text + row.text.end(), "length"
+        last = row.written >= row.prompt.sampling.max_tokens
+        text, finish = row.text.write(choice.token, choice.token in self.ends, last)
         weights = seen.weights(place) if routed and row.prompt.routing.trace else None
-        piece = Piece(choice.token, text, routed, finish, choice.logprob, choice.top, risk, weights)
-        if finish is not None:
+        threshold = 0.0 if self.adapter is None else self.adapter.risk_threshold
+        due = finish is None and row.due(risk, threshold)
+        piece = Piece(choice.token, text, routed, finish, choice.logprob, choice.top, risk, weights, due)
+        if finish is not None or (due and row.leaves):
             self._free(row)
-        elif row.due(risk, 0.0 if self.adapter is None else self.adapter.risk_threshold):
+        elif due:
             row.hand_over()
         self._tell(row, piece)
 

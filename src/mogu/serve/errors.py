@@ -72,6 +72,15 @@ def timed_out(seconds: float) -> ApiError:
     return ApiError(504, f"No complete answer within {seconds:g} s", code="timeout", kind="timeout_error")
 
 
+class TailError(ApiError):
+    """The engine that continues answers did not."""
+
+    def __init__(self, why: str, *, away: bool = False) -> None:
+        super().__init__(502, f"The engine that continues answers {why}", code="tail_failed", kind="server_error")
+        self.away = away
+        """Whether it was not reached at all."""
+
+
 def shutting_down() -> ApiError:
     """The server takes no more requests."""
     message = "The server is shutting down and takes no more requests"

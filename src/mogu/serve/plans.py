@@ -43,6 +43,10 @@ class Plan:
     stream: bool
     include_usage: bool
     trace: bool
+    token_ids: bool = False
+    """Whether each choice tells its tokens' ids."""
+    named_by_id: bool = False
+    """Whether logprobs name tokens by their ids."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,9 @@ class Planner:
             raise self._too_many("prompt" if len(asked) > 1 else "n")
         ids = [self._prompt(one, f"prompt[{place}]" if len(asked) > 1 else "prompt") for place, one in enumerate(asked)]
         said = [one if isinstance(one, str) else "" for one in asked]
-        return self._plan(body, ids, said, "prompt", body.logprobs, body.max_tokens or COMPLETION_TOKENS, "max_tokens")
+        most = body.max_tokens or COMPLETION_TOKENS
+        plan = self._plan(body, ids, said, "prompt", body.logprobs, most, "max_tokens")
+        return replace(plan, token_ids=body.return_token_ids, named_by_id=body.return_tokens_as_token_ids)
 
     def moderation(self, body: ModerationRequest) -> list[tuple[int, ...]]:
         """Token ids of each input, as the first or last turn of a conversation.

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+NO_TOKEN = -1
+"""Token of a piece that only ends an answer."""
 Finish = Literal["stop", "length"]
 """An end-of-turn token or a stop string; the token limit."""
 
@@ -89,6 +91,7 @@ class Piece:
     """One new token."""
 
     token: int
+    """Or :data:`NO_TOKEN`, where an engine elsewhere told the end by itself."""
     text: str
     """What became certain with it: empty while a character or a possible stop string is incomplete."""
     routed: bool
@@ -102,6 +105,8 @@ class Piece:
     """At the token that was read to choose this one, while routed with a calibration."""
     weights: Weights | None = None
     """At the same token, when a trace was asked for and it was routed."""
+    handed_over: bool = False
+    """Whether the plain base writes what follows."""
 
 
 Listener = Callable[["Opening | Piece | Exception"], None]

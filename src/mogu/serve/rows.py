@@ -50,6 +50,8 @@ class Row:
     """Router weights of the prompt tokens read so far, if asked for."""
     shared: int = 0
     """Tokens at its beginning that came from another row."""
+    leaves: bool = False
+    """Whether it ends at its hand-over, and goes on elsewhere."""
 
     def __post_init__(self) -> None:
         self.tokens = list(self.prompt.ids)
@@ -77,6 +79,8 @@ class Row:
     def need(self, ahead: int) -> int:
         """Columns that it will soon need."""
         most = self.prompt.sampling.max_tokens if self.drawer else 0
+        if self.leaves and self.handover == "fixed":
+            most = min(most, self.routed_tokens)
         return len(self.tokens) + min(max(most - self.written, 0), ahead)
 
     def due(self, risk: float | None, threshold: float) -> bool:

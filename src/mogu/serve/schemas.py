@@ -150,10 +150,12 @@ class CompletionRequest(Completing):
         | Annotated[list[TokenId], Field(min_length=1)]
         | Annotated[list[Annotated[list[TokenId], Field(min_length=1)]], Field(min_length=1)]
     )
-    logprobs: int | None = Field(None, ge=0, le=5)
+    logprobs: int | None = Field(None, ge=0, le=20)
     echo: Literal[False] = False
     suffix: Literal[""] = ""
     best_of: int | None = Field(None, ge=1, le=128, description="No more than n.")
+    return_token_ids: bool = Field(False, description="As vLLM's: each choice has its tokens' ids.")
+    return_tokens_as_token_ids: bool = Field(False, description="As vLLM's: logprobs name tokens token_id:N.")
 
 
 class ModerationRequest(Asked):
@@ -280,6 +282,7 @@ class TextChoice(BaseModel):
     text: str
     logprobs: TextLogprobs | None
     finish_reason: Literal["stop", "length"] | None
+    token_ids: list[int] | None = Field(None, description="Where asked for; with the end-of-turn token.")
     mogu: Report | None = None
 
 
@@ -357,6 +360,7 @@ class Model(BaseModel):
     object: Literal["model"]
     created: int
     owned_by: str
+    max_model_len: int = Field(description="Most tokens of prompt and answer together, as vLLM tells it.")
 
 
 class Models(BaseModel):

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from mogu.serve import schemas
 from mogu.serve.choices import Choice, Words, chat_logprobs, text_logprobs, trace_of, usage
 from mogu.serve.plans import Plan
-from mogu.serve.requests import Piece
+from mogu.serve.requests import NO_TOKEN, Piece
 from mogu.serve.settings import Served
 
 Body = schemas.ChatCompletion | schemas.ChatChunk | schemas.Completion
@@ -58,7 +58,7 @@ class _Common:
         """What a chunk tells of the routers, where a trace was asked for."""
         if not self.plan.trace:
             return {}
-        answer = [trace_of(piece, self.words) for piece in pieces]
+        answer = [trace_of(piece, self.words) for piece in pieces if piece.token != NO_TOKEN]
         return {"mogu": schemas.Report.model_validate({"trace": schemas.Trace.model_validate({"answer": answer})})}
 
     def wants_logprobs(self, choice: Choice) -> bool:
@@ -146,8 +146,11 @@ class TextWriter(_Common):
     def _choice(
         self, choice: Choice, text: str, pieces: Sequence[Piece] | None, offset: int, finish: Any, **more: Any
     ) -> schemas.TextChoice:
-        asked = choice.prompt.sampling.logprobs
-        logprobs = None if asked is None or pieces is None else text_logprobs(pieces, self.words, offset, asked > 0)
+        asked, logprobs = choice.prompt.sampling.logprobs, None
+        if asked is not None and pieces is not None:
+            logprobs = text_logprobs(pieces, self.words, offset, asked > 0, self.plan.named_by_id)
+        if self.plan.token_ids:
+            more["token_ids"] = [piece.token for piece in pieces or () if piece.token != NO_TOKEN]
         return schemas.TextChoice(index=choice.index, text=text, logprobs=logprobs, finish_reason=finish, **more)
 
     def _chunk(self, made: schemas.TextChoice, **more: Any) -> schemas.Completion:

@@ -14,13 +14,12 @@ from typing import Any
 
 import torch
 
+from mogu.prefix import state_tolerance
 from mogu.train.batches import Encoded, pad
 from mogu.train.packing import BEGINNING, PADDING, REFUSED_MASK, TEXT, as_read_by, may_pack, segment_mask
 
 LINE_TOKENS = 192
 """Columns of a packed line after the shared beginning; a longer row has a line of its own."""
-_TOLERANCE = 1e-2
-"""By which hidden states of the last layer may differ, relative to their largest, between equal layouts."""
 
 
 @dataclass(frozen=True)
@@ -125,4 +124,4 @@ def packs_alike(model: Any, rows: Sequence[Encoded], shared: int, pad_token_id: 
         raise
     except REFUSED_MASK:
         return False
-    return bool((found[0] - found[1]).abs().max() <= _TOLERANCE * found[0].abs().max())
+    return bool((found[0] - found[1]).abs().max() <= state_tolerance(model.dtype) * found[0].abs().max())

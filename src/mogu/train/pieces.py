@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from mogu.prefix import REFUSED, state_tolerance
+
 PIECE_TOKENS = 2048
 """Tokens of a piece, padding included."""
-_TOLERANCE = 1e-2
-"""By which hidden states of the last layer may differ, relative to their largest."""
 
 Between = Callable[[torch.Tensor], Callable[[slice], None]]
 """Called with all that a projection reads, (lines, columns, d_in); what it returns, before each piece goes on there."""
@@ -58,13 +58,14 @@ def piece_lines(model: Any, inputs: Mapping[str, torch.Tensor], layers: Mapping[
         return lines
     few = {name: tensor[:2] for name, tensor in inputs.items()}
     with torch.no_grad():
-        whole = model(**few, use_cache=False)[0].float()
+        whole = model(**few, use_cache=False)[0]
         try:
             with in_pieces(layers, 2, 1):
-                pieces = model(**few, use_cache=False)[0].float()
-        except (RuntimeError, TypeError, ValueError, IndexError):  # whatever a layer says to half of what it wants
+                pieces = model(**few, use_cache=False)[0]
+        except REFUSED:
             return lines
-    same = bool((whole - pieces).abs().max() <= _TOLERANCE * whole.abs().max())
+    difference = (whole.float() - pieces.float()).abs().max()
+    same = bool(difference <= state_tolerance(whole.dtype) * whole.float().abs().max())
     return size if same else lines
 
 
