@@ -78,13 +78,28 @@ def prompt_ids(
     Raises:
         ConfigError: As :func:`prompt_text`.
     """
+    pieces, special = prompt_pieces(tokenizer, prompt, system=system, template=template, ending=ending)
+    return _encode(tokenizer, pieces, special)
+
+
+def prompt_pieces(
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str | Sequence[Message],
+    *,
+    system: str | None = None,
+    template: str | None = None,
+    ending: Ending = "answer",
+) -> tuple[list[str], bool]:
+    """What :func:`prompt_text` returns, cut so that no piece holds a whole control token that a message spells.
+
+    Encoded one by one, the pieces are the prompt; only the first with the special tokens that a tokenizer adds, if any.
+    """
     messages = to_messages(prompt, system)
     controls = control_tokens(tokenizer, template)
     marked, marks = _marked(messages, controls)
     text, special = prompt_text(tokenizer, marked, template=template, ending=ending)
-    if marks is None:
-        return list(tokenizer(text, add_special_tokens=special)["input_ids"])
-    return _encode(tokenizer, _pieces(text, marks, controls), special)
+    pieces = [text] if marks is None else _pieces(text, marks, controls)
+    return [pieces[0], *[piece for piece in pieces[1:] if piece]], special
 
 
 def control_tokens(tokenizer: PreTrainedTokenizerBase, template: str | None = None) -> list[str]:
@@ -103,7 +118,8 @@ def text_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     pattern = _pattern(control_tokens(tokenizer))
     if pattern is None or pattern.search(text) is None:
         return list(tokenizer(text)["input_ids"])
-    return _encode(tokenizer, _apart(text, pattern), True)
+    first, *rest = _apart(text, pattern)
+    return _encode(tokenizer, [first, *[piece for piece in rest if piece]], True)
 
 
 def _marked(messages: Sequence[Message], controls: Sequence[str]) -> tuple[Sequence[Message], tuple[str, str] | None]:
@@ -149,7 +165,7 @@ def _apart(text: str, pattern: re.Pattern[str]) -> list[str]:
 
 def _encode(tokenizer: PreTrainedTokenizerBase, pieces: Sequence[str], special: bool) -> list[int]:
     ids = list(tokenizer(pieces[0], add_special_tokens=special)["input_ids"])
-    rest = [piece for piece in pieces[1:] if piece]
+    rest = list(pieces[1:])
     return ids + [n for row in (tokenizer(rest, add_special_tokens=False)["input_ids"] if rest else ()) for n in row]
 
 

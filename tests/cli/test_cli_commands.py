@@ -286,4 +286,4 @@ def test_demo_is_harden_with_the_embedded_model(run, monkeypatch) -> None:
     calls = []
     monkeypatch.setattr(demo, "run", lambda model, **settings: calls.append((model, settings)))
     assert run("demo", "--fast").exit_code == 0
-    assert calls == [("smollm2", {"recipe": "quickstart", "out": Path("runs/demo"), "fast": True})]
+    assert calls == [("smollm2", {"recipe": "quickstart", "out": Path("runs/demo"), "fast": True, "dtype": "fastest"})]

@@ -147,7 +147,7 @@ def test_a_trace_tells_every_token(serve, chat) -> None:
 
 def test_models(serve) -> None:
     client = serve()
-    model = {"id": "tiny", "object": "model", "created": 1, "owned_by": "mogu"}
+    model = {"id": "tiny", "object": "model", "created": 1, "owned_by": "mogu", "max_model_len": 64}
     assert client.get("/v1/models").json() == {"object": "list", "data": [model]}
     assert client.get("/v1/models/tiny").json() == model
     assert client.get("/v1/models/other").json()["error"]["code"] == "model_not_found"

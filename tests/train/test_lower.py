@@ -155,7 +155,7 @@ def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(lower, "_reserve", full)
+    monkeypatch.setattr(lower, "reserve", full)
     recipe = dataclasses.replace(small.RECIPE, adapter=dataclasses.replace(small.RECIPE.adapter, layers_from=0.5))
     with pytest.raises(TrainingError, match="No space left"):
         train(small.base(), small.tokenizer(), small.rows(), recipe, tmp_path, model_name="tiny", batch_size=4)

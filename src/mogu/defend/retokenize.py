@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
-from mogu.chat import prompt_text
+from mogu.chat import prompt_pieces, prompt_text
 from mogu.defend.base import Conversation, Defense, Target
 from mogu.errors import ConfigError
 
@@ -68,9 +68,17 @@ class Retokenize(Defense):
         Raises:
             ConfigError: The chat template rewrites the user's text.
         """
-        text, special = prompt_text(self.target.tokenizer, conversation, template=self.target.template)
-        encoding = self.target.tokenizer(text, add_special_tokens=special, return_offsets_mapping=True)
-        ids, offsets, words = list(encoding["input_ids"]), encoding["offset_mapping"], encoding.word_ids()
+        pieces, special = prompt_pieces(self.target.tokenizer, conversation, template=self.target.template)
+        ids: list[int] = []
+        offsets: list[tuple[int, int]] = []
+        words: list[tuple[int, int | None]] = []
+        text = ""
+        for number, piece in enumerate(pieces):
+            told = self.target.tokenizer(piece, add_special_tokens=special and number == 0, return_offsets_mapping=True)
+            ids += told["input_ids"]
+            offsets += [(start + len(text), end + len(text)) for start, end in told["offset_mapping"]]
+            words += [(number, word) for word in told.word_ids()]
+            text += piece
         out: list[int] = []
         done = 0
         for start, end, said in _user_spans(self.target, conversation, text):
@@ -97,7 +105,7 @@ class Retokenize(Defense):
         pairs = (tuple(pair.split(" ")) if isinstance(pair, str) else tuple(pair) for pair in table)
         return {(left, right): rank for rank, (left, right) in enumerate(pairs)}
 
-    def _groups(self, indices: Sequence[int], ids: Sequence[int], words: Sequence[int | None]) -> Iterator[list[int]]:
+    def _groups(self, indices: Sequence[int], ids: Sequence[int], words: Sequence[Any]) -> Iterator[list[int]]:
         """Runs of neighbouring tokens that belong to one word."""
         group: list[int] = []
         for n in indices:
