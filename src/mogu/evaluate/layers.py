@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import xml.etree.ElementTree as ET
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
 
+from mogu.evaluate.page import html_page
 from mogu.evaluate.plots import Series, legend, line_plot
 from mogu.evaluate.svg import Element, element, number
 
@@ -37,24 +37,8 @@ def layer_page(record: Mapping[str, Any]) -> str:
     """One HTML file that needs no network; ``record`` is what ``probe.json`` holds."""
     chosen = record["chosen"]["layers"]
     plots = [_plot(record, *measure, chosen) for measure in _MEASURES]
-    page = element(
-        "html",
-        element(
-            "head",
-            element("meta", charset="utf-8"),
-            element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-            element(
-                "meta",
-                http_equiv="Content-Security-Policy",
-                content="default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'",
-            ),
-            element("title", "Layer probe"),
-            element("style", (resources.files(__package__) / "report.css").read_text(encoding="utf-8")),
-        ),
-        element("body", element("main", _head(record), *[plot for plot in plots if plot is not None], _table(record))),
-        lang="en",
-    )
-    return "<!doctype html>\n" + ET.tostring(page, encoding="unicode", method="html") + "\n"
+    style = (resources.files(__package__) / "report.css").read_text(encoding="utf-8")
+    return html_page("Layer probe", style, _head(record), *plots, _table(record))
 
 
 def _head(record: Mapping[str, Any]) -> Element:

@@ -7,7 +7,6 @@ The page needs no network: CSS and drawings are inline and its content policy fo
 from __future__ import annotations
 
 import json
-import xml.etree.ElementTree as ET
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -18,6 +17,7 @@ from mogu.evaluate.comparisons import KINDS, examples, flips, heat_maps, table_s
 from mogu.evaluate.dial import dial_section
 from mogu.evaluate.figures import plane, scroll, selection
 from mogu.evaluate.markdown import markdown_report, markdown_table
+from mogu.evaluate.page import html_page
 from mogu.evaluate.router_figures import routers
 from mogu.evaluate.search_figures import search
 from mogu.evaluate.suites import HARMFUL
@@ -72,24 +72,8 @@ def render(summary: Summary) -> str:
         _limits(summary),
         _settings(summary),
     ]
-    page = element(
-        "html",
-        element(
-            "head",
-            element("meta", charset="utf-8"),
-            element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-            element(
-                "meta",
-                http_equiv="Content-Security-Policy",
-                content="default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'",
-            ),
-            element("title", summary["title"]),
-            element("style", (resources.files(__package__) / "report.css").read_text(encoding="utf-8")),
-        ),
-        element("body", element("main", *sections)),
-        lang="en",
-    )
-    return "<!doctype html>\n" + ET.tostring(page, encoding="unicode", method="html") + "\n"
+    style = (resources.files(__package__) / "report.css").read_text(encoding="utf-8")
+    return html_page(summary["title"], style, *sections)
 
 
 def _head(summary: Summary) -> Element:

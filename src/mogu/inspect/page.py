@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
-import xml.etree.ElementTree as ET
 from importlib import resources
 
+from mogu.evaluate.page import html_page
 from mogu.evaluate.svg import Element, element, number, percent
 from mogu.inspect.read import Reading
 
@@ -18,28 +16,16 @@ STEPS = 10
 def render(reading: Reading) -> str:
     """The whole page; every text is escaped, and the content policy allows its own script and style only."""
     folder = resources.files(__package__)
-    script = (folder / "page.js").read_text(encoding="utf-8")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'"
-    page = element(
-        "html",
-        element(
-            "head",
-            element("meta", charset="utf-8"),
-            element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-            element("meta", http_equiv="Content-Security-Policy", content=f"{policy}; form-action 'none'"),
-            element("title", "What the routers read"),
-            element("style", (folder / "page.css").read_text(encoding="utf-8")),
-        ),
-        element(
-            "body",
-            element("main", _head(reading), _text(reading), _maps(reading), _meaning(reading)),
-            element("script", _numbers(reading), type="application/json", id="numbers"),
-            element("script", script),
-        ),
-        lang="en",
+    return html_page(
+        "What the routers read",
+        (folder / "page.css").read_text(encoding="utf-8"),
+        _head(reading),
+        _text(reading),
+        _maps(reading),
+        _meaning(reading),
+        data=element("script", _numbers(reading), type="application/json", id="numbers"),
+        script=(folder / "page.js").read_text(encoding="utf-8"),
     )
-    return "<!doctype html>\n" + ET.tostring(page, encoding="unicode", method="html") + "\n"
 
 
 def _head(reading: Reading) -> Element:
