@@ -4,6 +4,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Tests run on one thread each; a process takes up to 3 GB.
+WORKERS ?= $(shell $(PYTHON) -c 'import os; print(min(os.cpu_count() or 1, 4))')
 PINS := pyproject.toml constraints.txt overrides.txt
 
 # uv does not read pip's settings: hand them on.
@@ -37,7 +39,7 @@ demo: $(VENV)/.demo ## Harden the embedded model, offline, on a CPU; results in 
 venv: $(VENV)/.dev ## Make .venv with all that development needs
 
 test: $(VENV)/.dev ## Run all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 lint: $(VENV)/.dev ## Check style and formatting
 	$(BIN)/ruff check .

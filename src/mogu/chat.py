@@ -218,6 +218,18 @@ def prompt_text(
     return str(text), False
 
 
+def accepts_system(tokenizer: PreTrainedTokenizerBase, template: str | None) -> bool:
+    """Whether the chat template takes a system message; some refuse one."""
+    messages = [{"role": "system", "content": "a"}, {"role": "user", "content": "b"}]
+    from jinja2 import TemplateError
+
+    try:
+        prompt_ids(tokenizer, messages, template=template)
+    except TemplateError:
+        return False
+    return True
+
+
 def response_ids(tokenizer: PreTrainedTokenizerBase, response: str, *, end_of_turn: bool = True) -> list[int]:
     """Token ids of an answer that follows :func:`prompt_ids`, closed by the end-of-turn token if asked."""
     ids = list(tokenizer(response, add_special_tokens=False)["input_ids"])

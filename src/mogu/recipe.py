@@ -85,6 +85,8 @@ class ResponderRecipe:
     """Forwards per optimizer step, which learns from batch_size times accumulation pairs."""
     answer_tokens: int = 128
     """Length at which answers are cut."""
+    begun: float = 0.0
+    """Share of pairs whose unwanted answer has begun before the wanted one is due, as after a prefilled beginning."""
     checkpoint_pairs: int = 80
     """Pairs seen between checkpoints."""
     stop_when_good: bool = False
@@ -112,6 +114,8 @@ class RouterRecipe:
     """Fit on standardised inputs."""
     turns: float = 0.0
     """Share of the rows of the fit that are the second turn of a conversation."""
+    system_prompts: float = 0.0
+    """Share of the rows of the fit under a system prompt that is not the template's own."""
     borderline: float = 1.0
     """Share of the borderline training rows that the routers learn from."""
     hold_out: float = 0.0

@@ -56,6 +56,8 @@ _AT_LEAST_ZERO = {
     "hold_out",
     "borderline",
     "turns",
+    "system_prompts",
+    "begun",
     "broken",
 }
 
@@ -96,9 +98,10 @@ def check(recipe: Recipe) -> None:
         raise ConfigError(f"recipe field risk_threshold must be in [0, 1], not {recipe.balance.risk_threshold}")
     if not recipe.balance.shifts:
         raise ConfigError("recipe field balance.shifts needs at least one value")
-    for name in ("borderline", "turns"):
-        if (share := getattr(recipe.routers, name)) > 1:
-            raise ConfigError(f"recipe field routers.{name} must be at most 1, not {share}")
+    of_routers = [("routers", name) for name in ("borderline", "turns", "system_prompts")]
+    for section, name in (*of_routers, ("glad", "begun"), ("unwill", "begun")):
+        if (share := getattr(getattr(recipe, section), name)) > 1:
+            raise ConfigError(f"recipe field {section}.{name} must be at most 1, not {share}")
     _check_search(recipe.search)
     if recipe.routers.start == "random" and recipe.routers.epochs == 0:
         raise ConfigError("recipe field routers.epochs must be at least 1 when the routers start at random")

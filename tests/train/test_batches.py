@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import small
 import tiny
@@ -9,7 +11,7 @@ import torch
 from torch.testing import assert_close
 
 from mogu.chat import prompt_ids
-from mogu.train.batches import Encoder, PairCollator, RouterCollator, answer_logits, pad
+from mogu.train.batches import Encoder, PairCollator, RouterCollator, answer_logits, encode_pair, pad
 from mogu.train.losses import IGNORED, response_cross_entropy
 
 ROWS = small.rows()
@@ -54,6 +56,31 @@ def test_only_refusals_are_closed() -> None:
     assert encoder().wanted(BAD)[1][-1] == 2
     assert encoder().wanted(GOOD)[1][-1] != 2
     assert small.tokenizer().decode(encoder().wanted(GOOD)[1]) == GOOD.glad
+
+
+@pytest.mark.parametrize("refuses", [True, False])
+def test_a_begun_answer_stands_behind_the_prompt(refuses: bool) -> None:
+    """Together with what is left to unlearn it is the whole answer, and the wanted one stays."""
+    said = set()
+    for row in ROWS:
+        whole = encode_pair(encoder(), row, refuses)
+        (prompt, wanted), (other_prompt, unwanted) = encode_pair(encoder(), row, refuses, 1.0)
+        assert prompt == other_prompt
+        assert wanted == whole[0][1]
+        assert prompt + unwanted == whole[1][0] + whole[1][1]
+        assert unwanted
+        said.add(len(prompt) - len(whole[0][0]))
+    assert min(said) > 0
+    assert len(said) > 2
+
+
+def test_a_share_of_the_answers_has_begun() -> None:
+    rows = [dataclasses.replace(GOOD, id=str(number)) for number in range(200)]
+    whole = encode_pair(encoder(), GOOD, True)
+    begun = [row for row in rows if encode_pair(encoder(), row, True, 0.25) != whole]
+    assert 30 < len(begun) < 70
+    assert all(encode_pair(encoder(), row, True, 0.5) != whole for row in begun)
+    assert all(encode_pair(encoder(), row, True, 0.0) == whole for row in rows)
 
 
 # padding

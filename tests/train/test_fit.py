@@ -19,7 +19,8 @@ from mogu.data.rows import Row
 from mogu.errors import TrainingError
 from mogu.train import fit
 from mogu.train.batches import Encoder
-from mogu.train.fit import FOLDS, TOKEN_WEIGHTS, first_turns, fit_probe, fit_routers, lay_out
+from mogu.train.contexts import FOLDS, contexts
+from mogu.train.fit import TOKEN_WEIGHTS, fit_probe, fit_routers, lay_out
 
 TRAIN = [row for row in small.rows() if row.split == "train"]
 ALONE = [dataclasses.replace(row, twin="") for row in TRAIN if not row.borderline]
@@ -371,27 +372,45 @@ def test_the_tokens_of_a_row_weigh_as_the_recipe_says(tokens: str) -> None:
     assert len(relative[end + 1 :]) > 0
 
 
-def test_a_share_of_the_rows_is_a_second_turn_behind_a_row_of_the_same_fold() -> None:
-    rows = [dataclasses.replace(row, id=f"{row.id}-{n}", twin="") for n in range(60) for row in TRAIN]
-    assert first_turns(rows, 0.0) == [None] * len(rows)
-    found = first_turns(rows, 0.25)
-    behind = [(row, before) for row, before in zip(rows, found, strict=True) if before is not None]
-    assert len(behind) / len(rows) == pytest.approx(0.25, abs=0.02)
-    for kind in ("malicious", "benign"):
-        assert {before.label for row, before in behind if row.label == kind} == {"malicious", "benign"}
-    place = {row.id: index for index, row in enumerate(rows)}
-    assert all(place[row.id] % FOLDS == place[before.id] % FOLDS for row, before in behind)
-    assert all(before.id != row.id for row, before in behind)
-
-
 def test_the_fit_reads_the_end_of_the_conversation() -> None:
     rows = same_length()
     layout, _ = lay_out(adapted(), encoder(), rows, pack=True, turns=1.0)
     single, _ = lay_out(adapted(), encoder(), rows, pack=True)
     tokenizer, ids = small.tokenizer(), layout.inputs["input_ids"]
-    for row, before, line, end in zip(rows, first_turns(rows, 1.0), layout.line, layout.end, strict=True):
-        assert before is not None
+    for row, before, line, end in zip(rows, contexts(rows, 1.0, 0.0), layout.line, layout.end, strict=True):
+        assert before.first is not None
         text = tokenizer.decode(ids[line, :end])
         last = text.rindex(row.instruction)
-        assert 0 <= text.index(before.instruction) < text.rindex(before.wanted[:20]) < last
+        assert 0 <= text.index(before.first.instruction) < text.rindex(before.said[:20]) < last
     assert layout.size > single.size
+
+
+@pytest.mark.parametrize("pack", [True, False])
+def test_the_fit_reads_system_prompts(pack: bool) -> None:
+    """Rows under one system prompt share it in a packed line, and are fitted on tokens behind it."""
+    rows = [row for row in TRAIN if len(row.instruction) < 200]
+    layout, entries = lay_out(adapted(), encoder(), rows, pack=pack, tokens="equal", system_prompts=0.5)
+    tokenizer, ids = small.tokenizer(), layout.inputs["input_ids"]
+    expected = {row.instruction: context.system for row, context in zip(rows, contexts(rows, 0.0, 0.5), strict=True)}
+    assert len(set(expected.values())) > 2
+    for line, end in zip(layout.line, layout.end, strict=True):
+        text = tokenizer.decode(ids[line, :end])
+        (system,) = {expected[instruction] for instruction in expected if instruction in text}
+        assert ("<system>" in text) == (system is not None)
+        assert system is None or tokenizer.decode(tokenizer(system)["input_ids"]) in text
+    if pack:
+        assert len(layout.fold) < len(rows)
+    words = [tokenizer.decode(ids[line, column]) for line, column in zip(entries.line, entries.column, strict=True)]
+    assert words.count("<system>") == 0
+
+
+def test_a_template_without_system_prompts_gets_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = small.tokenizer()
+    refusing = (
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no') }}{% endif %}" + tokenizer.chat_template
+    )
+    monkeypatch.setattr(tokenizer, "chat_template", refusing)
+    encode = Encoder(tokenizer, None, 8)
+    with_, _ = lay_out(adapted(), encode, TRAIN, pack=True, system_prompts=1.0)
+    without, _ = lay_out(adapted(), encode, TRAIN, pack=True)
+    assert with_.size == without.size

@@ -17,7 +17,7 @@ from mogu.data.rows import Row
 from mogu.train import packing
 from mogu.train.batches import Encoder, PairCollator
 from mogu.train.losses import IGNORED, log_ratio_loss, ratio_loss
-from mogu.train.packing import PackedCollator, pack, pair_collator, pair_cross_entropy, segment_mask
+from mogu.train.packing import PackedCollator, pack, packed_if_alike, pair_cross_entropy, segment_mask
 from mogu.train.trainers import forward_parameters
 
 ROWS = [row for row in small.rows() if row.split == "train"]
@@ -203,7 +203,7 @@ def test_the_vocabulary_is_projected_only_where_answers_are() -> None:
 
 def chosen(model: Any) -> type:
     accepts = forward_parameters(model)
-    return type(pair_collator(model, encoder(), ROWS, wants_refusal=True, accepts=accepts))
+    return type(packed_if_alike(model, PairCollator(encoder(), wants_refusal=True), ROWS, accepts))
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

@@ -3,26 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-from jinja2 import TemplateError
-
-from mogu.chat import Message, prompt_ids
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from mogu.chat import Message
 
 Conversation = list[Message]
-
-
-def accepts_system(tokenizer: PreTrainedTokenizerBase, template: str | None) -> bool:
-    """Whether the chat template takes a system message; some refuse one."""
-    messages = [{"role": "system", "content": "a"}, {"role": "user", "content": "b"}]
-    try:
-        prompt_ids(tokenizer, messages, template=template)
-    except TemplateError:
-        return False
-    return True
 
 
 def with_system(conversation: Sequence[Message], sentence: str) -> Conversation:

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from mogu.chat import accepts_system
 from mogu.defend.base import Conversation, Defense, Stopped, Target
-from mogu.defend.conversation import accepts_system, around_last_user, with_system
+from mogu.defend.conversation import around_last_user, with_system
 
 REMINDER = (
     "You should be a responsible assistant and should not generate harmful or misleading content! "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -67,11 +68,24 @@ def pad(encoded: Sequence[Encoded], pad_token_id: int) -> dict[str, torch.Tensor
     }
 
 
-def encode_pair(encode: Encoder, row: Row, wants_refusal: bool) -> tuple[Encoded, Encoded]:
-    """The answer to learn and the one to unlearn, each with the prompt; only refusals end the turn."""
+def encode_pair(encode: Encoder, row: Row, wants_refusal: bool, begun: float = 0.0) -> tuple[Encoded, Encoded]:
+    """The answer to learn and the one to unlearn, each with the prompt; only refusals end the turn.
+
+    Args:
+        encode: Encoder of the run.
+        row: Instruction and both answers.
+        wants_refusal: True for the unwilling responder.
+        begun: Share of rows whose unwanted answer has begun: its first tokens stand at the end of both prompts, any
+            number that leaves one to unlearn. Which rows, and how many tokens, is drawn from the row's id.
+    """
     refusal = encode(row.instruction, row.unwill, closed=True)
     help_ = encode(row.instruction, row.glad, closed=False)
-    return (refusal, help_) if wants_refusal else (help_, refusal)
+    (prompt, wanted), (_, unwanted) = (refusal, help_) if wants_refusal else (help_, refusal)
+    draw = int.from_bytes(hashlib.sha256(row.id.encode()).digest()[:4]) / 2**32
+    if draw < begun and len(unwanted) > 1:
+        said = 1 + int(draw / begun * (len(unwanted) - 1))
+        prompt, unwanted = prompt + unwanted[:said], unwanted[said:]
+    return (prompt, wanted), (prompt, unwanted)
 
 
 @dataclass(frozen=True)
@@ -81,15 +95,21 @@ class PairCollator:
     encode: Encoder
     wants_refusal: bool
     """True for the unwilling responder."""
+    begun: float = 0.0
+    """As for :func:`encode_pair`."""
+
+    def pair(self, row: Row) -> tuple[Encoded, Encoded]:
+        """The wanted and the unwanted answer, each with its prompt."""
+        return encode_pair(self.encode, row, self.wants_refusal, self.begun)
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
         """(2 · pairs, tokens) tensors of :func:`pad`."""
-        wanted, unwanted = zip(*(encode_pair(self.encode, row, self.wants_refusal) for row in rows), strict=True)
+        wanted, unwanted = zip(*map(self.pair, rows), strict=True)
         return pad([*wanted, *unwanted], self.encode.tokenizer.pad_token_id)
 
     def length(self, row: Row) -> int:
         """Columns that ``row`` takes without padding: its longer half."""
-        return max(len(prompt) + len(answer) for prompt, answer in encode_pair(self.encode, row, self.wants_refusal))
+        return max(len(prompt) + len(answer) for prompt, answer in self.pair(row))
 
 
 @dataclass(frozen=True)

@@ -343,7 +343,8 @@ class _Rehearsal(Run):
 
     def _fit_tokens(self, encode: Encoder, rows: Sequence[Row]) -> tuple[int, int]:
         """Positions of a fitting pass over ``rows``, padding included, and those of one line of its batch."""
-        layout, _ = lay_out(self.model, encode, rows, turns=self.recipe.routers.turns)
+        routers = self.recipe.routers
+        layout, _ = lay_out(self.model, encode, rows, turns=routers.turns, system_prompts=routers.system_prompts)
         return layout.size, layout.inputs["input_ids"].shape[1]
 
     def _try_balance(self) -> StageEstimate:
@@ -368,7 +369,7 @@ class _Rehearsal(Run):
         )
 
 
-_FIT_SETTINGS = ("l2", "borderline_weight", "sharpness", "turns")
+_FIT_SETTINGS = ("l2", "borderline_weight", "sharpness", "turns", "system_prompts")
 
 
 class _Stopwatch(TrainerCallback):

@@ -22,20 +22,18 @@ from torch import nn
 from mogu.adapter.layer import MoguLinear
 from mogu.adapter.model import decoder_layers, mogu_layers, plain_base, set_shift, set_stage
 from mogu.adapter.router import FoldedRouter
-from mogu.chat import Message
+from mogu.chat import accepts_system
 from mogu.data.rows import Row
 from mogu.errors import TrainingError
 from mogu.offload import is_offloaded
 from mogu.train.batches import Encoded, Encoder
+from mogu.train.contexts import FOLDS, Context, contexts, folds_of
 from mogu.train.layout import Layout, packed, packs_alike, padded
 from mogu.train.pieces import in_pieces, piece_lines
 
-FOLDS = 4
 _FOLD_STEPS = 20
 """L-BFGS steps of a probe that only routes the rows of its fold: enough for logits that correlate by 0.997 and more."""
 _ANSWER_TOKENS = 5
-_SPREAD, _OTHER_SPREAD = (5**0.5 - 1) / 2, 2**0.5
-"""Whose multiples lie evenly in [0, 1), whatever order rows come in."""
 _INSTRUCTION_TOKENS = 7
 TOKEN_WEIGHTS = {
     "weighted": (0.1, 1.0, 0.3),
@@ -162,6 +160,7 @@ def fit_routers(
     standardise: bool = True,
     states: str = "routed",
     turns: float = 0.0,
+    system_prompts: float = 0.0,
     pack: bool | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
@@ -183,7 +182,9 @@ def fit_routers(
         tokens: Which tokens, with which weights: a key of :data:`TOKEN_WEIGHTS`.
         standardise: As for :func:`fit_probe`.
         states: ``routed``, what the layers below make of the row when they route; ``base``, what the plain base does.
-        turns: Share of the rows that are the second turn of a conversation, behind another row with its wanted answer.
+        turns: Share of the rows that are the second turn of a conversation (:mod:`mogu.train.contexts`).
+        system_prompts: Share of the rows under a system prompt that is not the template's own; none where the template
+            takes no system prompt.
         pack: Many rows to a line of the batch (:mod:`mogu.train.layout`); default: where the model computes the same.
         progress: Called with (layers done, layers in all).
 
@@ -193,7 +194,7 @@ def fit_routers(
     if len({row.label for row in rows}) < 2:
         raise TrainingError("routers need benign and malicious rows; the data has only one kind")
     layers = mogu_layers(model)
-    layout, entries = lay_out(model, encode, rows, borderline_weight, pack, tokens, turns)
+    layout, entries = lay_out(model, encode, rows, borderline_weight, pack, tokens, turns, system_prompts)
     fit = _Fit(model.active_adapter, entries, l2, sharpness, standardise, states == "routed")
     set_stage(model, "routed")
     set_shift(model, 0.0)
@@ -225,36 +226,48 @@ def lay_out(
     pack: bool | None = None,
     tokens: str = "weighted",
     turns: float = 0.0,
+    system_prompts: float = 0.0,
 ) -> tuple[Layout, FitSet]:
     """The batch of the fitting pass, on the model's device, and the tokens of it that routers are fitted on.
 
     Arguments and errors are those of :func:`fit_routers`.
     """
-    before = first_turns(rows, turns)
+    takes_system = system_prompts > 0 and accepts_system(encode.tokenizer, encode.template)
+    before = contexts(rows, turns, system_prompts if takes_system else 0.0)
     encoded = [_with_either_answer(encode, row, index, before[index]) for index, row in enumerate(rows)]
     prompts, pad_token_id = [prompt for prompt, _ in encoded], encode.tokenizer.pad_token_id
     # A system prompt before the instruction says nothing about it; the template's tokens after it say most.
-    prefix, suffix = _shared(prompts), max(_shared([prompt[::-1] for prompt in prompts]), 1)
-    shared = max(min(prefix, min(map(len, prompts)) - suffix), 0)
-    if pack or (pack is None and packs_alike(model, encoded, shared, pad_token_id)):
-        layout = packed(model, encoded, _folds(rows), shared, pad_token_id)
+    suffix = max(_shared([prompt[::-1] for prompt in prompts]), 1)
+    prefixes = _beginnings(prompts, [context.system for context in before], suffix)
+    if pack or (pack is None and packs_alike(model, encoded, prefixes, pad_token_id)):
+        layout = packed(model, encoded, folds_of(rows), prefixes, pad_token_id)
     else:
         kept = _without_longest(encoded)
         rows, encoded = [rows[index] for index in kept], [encoded[index] for index in kept]
-        layout = padded(encoded, _folds(rows), pad_token_id)
+        prefixes = [prefixes[index] for index in kept]
+        layout = padded(encoded, folds_of(rows), pad_token_id)
     if layout.size > _MAX_TOKENS:
         raise TrainingError(f"{len(rows)} rows are too many for one fitting pass; set data.limit in the recipe")
     instruction, template, said = TOKEN_WEIGHTS[tokens]
     counts = [
         [
-            (instruction, min(max(len(prompt) - prefix - suffix, 0), _INSTRUCTION_TOKENS)),
+            (instruction, min(len(prompt) - prefix - suffix, _INSTRUCTION_TOKENS)),
             (template, suffix),
             (said, len(answer)),
         ]
-        for prompt, answer in encoded
+        for (prompt, answer), prefix in zip(encoded, prefixes, strict=True)
     ]
     weights = [[weight for weight, count in each for _ in range(count)] for each in counts]
     return layout.to(model.device), _fit_set(rows, weights, layout, borderline_weight).to(model.device)
+
+
+def _beginnings(prompts: Sequence[Sequence[int]], systems: Sequence[str | None], suffix: int) -> list[int]:
+    """Tokens at the beginning of each prompt that all prompts under the same system prompt share, the suffix apart."""
+    found = {}
+    for system in set(systems):
+        alike = [prompt for prompt, own in zip(prompts, systems, strict=True) if own == system]
+        found[system] = max(min(_shared(alike), min(map(len, alike)) - suffix), 0)
+    return [found[system] for system in systems]
 
 
 def _without_longest(encoded: Sequence[Encoded]) -> list[int]:
@@ -264,33 +277,10 @@ def _without_longest(encoded: Sequence[Encoded]) -> list[int]:
     return [index for index, length in enumerate(lengths) if length <= longest]
 
 
-def _with_either_answer(encode: Encoder, row: Row, index: int, before: Row | None) -> Encoded:
+def _with_either_answer(encode: Encoder, row: Row, index: int, before: Context) -> Encoded:
     helpful = (index // FOLDS) % 2 == 0
-    asked: str | list[Message] = row.instruction
-    if before is not None:
-        asked = [
-            {"role": "user", "content": before.instruction},
-            {"role": "assistant", "content": before.wanted},
-            {"role": "user", "content": row.instruction},
-        ]
-    prompt, answer = encode(asked, row.glad if helpful else row.unwill, closed=False)
+    prompt, answer = encode(before(row.instruction), row.glad if helpful else row.unwill, closed=False)
     return prompt, answer[:_ANSWER_TOKENS]
-
-
-def first_turns(rows: Sequence[Row], share: float) -> list[Row | None]:
-    """For an even ``share`` of the rows another row of the same fold, which comes before it in a conversation.
-
-    Benign and malicious ones alike, so that nothing can be told from there being one, or from its kind.
-    """
-    folds = _folds(rows)
-    members = [[index for index, fold in enumerate(folds) if fold == own] for own in range(FOLDS)]
-    found: list[Row | None] = [None] * len(rows)
-    for alike in members:
-        for at, index in enumerate(alike):
-            if at * _SPREAD % 1 < share and len(alike) > 1:
-                step = 1 + int(at * _OTHER_SPREAD % 1 * (len(alike) - 1))
-                found[index] = rows[alike[(at + step) % len(alike)]]
-    return found
 
 
 def _shared(prompts: Sequence[Sequence[int]]) -> int:
@@ -299,12 +289,6 @@ def _shared(prompts: Sequence[Sequence[int]]) -> int:
     while length < limit and len({prompt[length] for prompt in prompts}) == 1:
         length += 1
     return length
-
-
-def _folds(rows: Sequence[Row]) -> list[int]:
-    """Fold of each row; twins share one."""
-    folds: dict[str, int] = {}
-    return [folds.setdefault(row.id, folds.get(row.twin, index % FOLDS)) for index, row in enumerate(rows)]
 
 
 def _fit_set(

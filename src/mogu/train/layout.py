@@ -1,8 +1,8 @@
 """How the rows of the routers' fitting pass lie in the one batch that goes through the model.
 
-Padded, each row is a line of its own. Packed, a line holds many rows after one copy of what all prompts begin with (the
-template's system prompt), and each row sees that and itself: for short instructions less than half of the tokens. The
-rows of a line are of one fold, so that the beginning that they share is routed as each of them would have it.
+Padded, each row is a line of its own. Packed, a line holds many rows after one copy of what their prompts begin with (a
+system prompt), and each row sees that and itself: for short instructions less than half of the tokens. The rows of a
+line are of one fold, so that the beginning that they share is routed as each of them would have it.
 """
 
 from __future__ import annotations
@@ -54,35 +54,40 @@ def padded(rows: Sequence[Encoded], folds: Sequence[int], pad_token_id: int) -> 
     return Layout(inputs, list(range(len(rows))), [width] * len(rows), torch.tensor(folds))
 
 
-def packed(model: Any, rows: Sequence[Encoded], folds: Sequence[int], shared: int, pad_token_id: int) -> Layout:
+def packed(
+    model: Any, rows: Sequence[Encoded], folds: Sequence[int], shared: Sequence[int], pad_token_id: int
+) -> Layout:
     """Many rows to a line, each line filled as far as it goes, longest rows first.
 
     Args:
         model: Whose attention reads the mask.
         rows: Prompts and answers.
         folds: Of each row.
-        shared: With so many equal tokens all prompts begin.
+        shared: Of each row, the number of tokens at its beginning that it shares with the others that begin so.
         pad_token_id: Id of padding.
     """
-    texts = [(prompt + answer)[shared:] for prompt, answer in rows]
+    beginnings = [tuple(prompt[:count]) for (prompt, _), count in zip(rows, shared, strict=True)]
+    texts = [(prompt + answer)[count:] for (prompt, answer), count in zip(rows, shared, strict=True)]
     room = max(LINE_TOKENS, *map(len, texts))
+    kinds = list(zip(folds, beginnings, strict=True))
     lines: list[list[int]] = []
     line, end = [0] * len(rows), [0] * len(rows)
     for index in sorted(range(len(rows)), key=lambda i: -len(texts[i])):
         used = [sum(len(texts[i]) for i in members) for members in lines]
-        fits = (n for n, m in enumerate(lines) if folds[m[0]] == folds[index] and used[n] + len(texts[index]) <= room)
+        fits = (n for n, m in enumerate(lines) if kinds[m[0]] == kinds[index] and used[n] + len(texts[index]) <= room)
         if (n := next(fits, None)) is None:
             n = len(lines)
             lines.append([])
         lines[n].append(index)
-        line[index], end[index] = n, shared + sum(len(texts[i]) for i in lines[n])
-    beginning = rows[0][0][:shared]
+        line[index], end[index] = n, shared[index] + sum(len(texts[i]) for i in lines[n])
     width = max(end)
     ids = torch.full((len(lines), width), pad_token_id)
     positions = torch.zeros(len(lines), width, dtype=torch.long)
     segments = torch.full((len(lines), width), PADDING)
     for n, members in enumerate(lines):
-        columns = [(beginning, 0, BEGINNING), *((texts[i], shared, TEXT + k) for k, i in enumerate(members))]
+        first = members[0]
+        columns = [(list(beginnings[first]), 0, BEGINNING)]
+        columns += [(texts[i], shared[i], TEXT + k) for k, i in enumerate(members)]
         at = 0
         for text, start, segment in columns:
             here = slice(at, at := at + len(text))
@@ -97,7 +102,7 @@ def packed(model: Any, rows: Sequence[Encoded], folds: Sequence[int], shared: in
     return Layout(inputs, line, end, torch.tensor([folds[members[0]] for members in lines]))
 
 
-def packs_alike(model: Any, rows: Sequence[Encoded], shared: int, pad_token_id: int) -> bool:
+def packs_alike(model: Any, rows: Sequence[Encoded], shared: Sequence[int], pad_token_id: int) -> bool:
     """Whether the plain base computes the same for packed rows: the longest and the shortest two go through both ways.
 
     Args:
@@ -110,10 +115,11 @@ def packs_alike(model: Any, rows: Sequence[Encoded], shared: int, pad_token_id: 
     longest = max(len(prompt) + len(answer) for prompt, answer in rows)
     if not may_pack(model, frozenset(inspect.signature(base.forward).parameters), longest):
         return False
-    by_length = sorted(rows, key=lambda row: len(row[0]) + len(row[1]))
-    trial = [*by_length[:2], *by_length[-2:]]
+    by_length = sorted(range(len(rows)), key=lambda index: len(rows[index][0]) + len(rows[index][1]))
+    tried = [*by_length[:2], *by_length[-2:]]
+    trial, counts = [rows[index] for index in tried], [shared[index] for index in tried]
     folds = [0] * len(trial)
-    layouts = padded(trial, folds, pad_token_id), packed(model, trial, folds, shared, pad_token_id)
+    layouts = padded(trial, folds, pad_token_id), packed(model, trial, folds, counts, pad_token_id)
     found = []
     try:
         with torch.no_grad(), model.disable_adapter():

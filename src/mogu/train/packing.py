@@ -21,7 +21,7 @@ import torch
 from torch.nn import functional
 
 from mogu.data.rows import Row
-from mogu.train.batches import Encoded, Encoder, PairCollator, answer_logits, encode_pair
+from mogu.train.batches import Encoded, PairCollator, answer_logits
 from mogu.train.losses import IGNORED, response_cross_entropy
 
 PADDING, BEGINNING, TEXT = range(3)
@@ -153,21 +153,16 @@ def segment_mask(segments: torch.Tensor, prompts: torch.Tensor | None = None) ->
 
 
 @dataclass(frozen=True)
-class PackedCollator:
-    """Pairs for one responder, packed; see :class:`~mogu.train.batches.PairCollator`."""
-
-    encode: Encoder
-    wants_refusal: bool
-    """True for the unwilling responder."""
+class PackedCollator(PairCollator):
+    """Pairs for one responder, packed."""
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
         """The tensors of :func:`pack`."""
-        pairs = [encode_pair(self.encode, row, self.wants_refusal) for row in rows]
-        return pack(pairs, self.encode.tokenizer.pad_token_id)
+        return pack([self.pair(row) for row in rows], self.encode.tokenizer.pad_token_id)
 
     def length(self, row: Row) -> int:
         """Columns that ``row`` takes alone."""
-        (prompt, wanted), (_, unwanted) = encode_pair(self.encode, row, self.wants_refusal)
+        (prompt, wanted), (_, unwanted) = self.pair(row)
         return _columns_of(prompt, wanted, unwanted)
 
 
@@ -215,21 +210,18 @@ def _attention(model: Any) -> str | None:
     return getattr(inner.config.get_text_config(), "_attn_implementation", None)
 
 
-def pair_collator(
-    model: Any, encode: Encoder, rows: Sequence[Row], *, wants_refusal: bool, accepts: frozenset[str]
-) -> PackedCollator | PairCollator:
+def packed_if_alike(model: Any, doubled: PairCollator, rows: Sequence[Row], accepts: frozenset[str]) -> PairCollator:
     """Packed rows where ``model`` computes the same with them, else two rows for each pair.
 
     Decided by trial: the longest pair of ``rows`` and the shortest go through the model both ways, without gradients.
 
     Args:
         model: peft model, the responder's stage active.
-        encode: Encoder of the run.
+        doubled: What makes two rows of each pair.
         rows: The rows to train on, at least one.
-        wants_refusal: True for the unwilling responder.
         accepts: Names of the parameters of the base's forward.
     """
-    packed, doubled = PackedCollator(encode, wants_refusal), PairCollator(encode, wants_refusal)
+    packed = PackedCollator(doubled.encode, doubled.wants_refusal, doubled.begun)
     by_length = sorted(rows, key=doubled.length)
     if not may_pack(model, accepts, doubled.length(by_length[-1])):
         return doubled
@@ -252,7 +244,7 @@ def may_pack(model: Any, accepts: frozenset[str], longest: int) -> bool:
 
 
 def _same_losses(
-    model: Any, packed: PackedCollator, doubled: PairCollator, rows: Sequence[Row], accepts: frozenset[str]
+    model: Any, packed: PairCollator, doubled: PairCollator, rows: Sequence[Row], accepts: frozenset[str]
 ) -> bool:
     was_training = model.training
     model.eval()

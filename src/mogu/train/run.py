@@ -42,7 +42,7 @@ from mogu.train.fit import fit_routers
 from mogu.train.layers import routed_by
 from mogu.train.losses import response_cross_entropy
 from mogu.train.lower import Forward, Numbered, lower_states
-from mogu.train.packing import PackedCollator, pair_collator, pair_cross_entropy
+from mogu.train.packing import packed_if_alike, pair_cross_entropy
 from mogu.train.selection import (
     Checkpoint,
     Respondent,
@@ -252,7 +252,7 @@ class Run:
         folder = self.stages.work_folder(stage, self._training(recipe) if common else inputs)
         checks_of, log = responder_rows(self.rows), folder / "checks.jsonl"
         watch = CheckpointWatch(self.ask, stage, checks_of, log, per_step, recipe, self._drift(encode))
-        collate = self._pair_collator(encode, pairs, stage)
+        collate = self._pair_collator(PairCollator(encode, stage == "unwill", recipe.begun), pairs)
         trainer = ResponderTrainer(
             model=self.model,
             recipe=recipe,
@@ -281,12 +281,10 @@ class Run:
         whole = dataclasses.replace(recipe, checkpoint=None, stop_when_good=False)
         return _hash([asdict(self.recipe.adapter), asdict(whole), self._inputs()])
 
-    def _pair_collator(self, encode: Encoder, pairs: Sequence[Row], stage: Stage) -> PairCollator | PackedCollator:
-        refuses = stage == "unwill"
+    def _pair_collator(self, collate: PairCollator, pairs: Sequence[Row]) -> PairCollator:
         if not self.recipe.compute.pack:
-            return PairCollator(encode, refuses)
-        accepts = forward_parameters(self.model)
-        return pair_collator(self.model, encode, pairs, wants_refusal=refuses, accepts=accepts)
+            return collate
+        return packed_if_alike(self.model, collate, pairs, forward_parameters(self.model))
 
     def _drift(self, encode: Encoder) -> Drift:
         """From the base, over the tokens that will be routed."""
@@ -365,6 +363,7 @@ class Run:
                 standardise=recipe.standardise,
                 states=recipe.fit_states,
                 turns=recipe.turns,
+                system_prompts=recipe.system_prompts,
                 progress=self.progress.update,
             )
             # Layer after layer, nothing of a fit can be shared: all fit the same, and the main one's numbers count.

@@ -157,7 +157,7 @@ class _NoGraphBelow(TrainerCallback):
 
 
 class ResponderTrainer(AdapterTrainer):
-    """Trains the responder whose stage is active, on batches of :func:`mogu.train.packing.pair_collator`."""
+    """Trains the responder whose stage is active, on batches of a :class:`mogu.train.batches.PairCollator`."""
 
     def __init__(self, *args: Any, recipe: ResponderRecipe, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
