@@ -254,6 +254,24 @@ def test_cancelled_rows_are_told_nothing_more_and_free_their_place(llama: Any) -
         assert (load.running, load.waiting, load.kv_tokens) == (0, 0, 0)
 
 
+def test_who_leaves_while_a_place_is_made_takes_nobody_along(llama: Any) -> None:
+    expected = generated(llama, PROMPTS[5])
+    with LocalEngine(llama, tiny.tokenizer(), rows=2, kv_tokens=400) as engine:
+        held, places = hold(engine), engine._places
+        leaving = engine.submit(Prompt((5, 6, 7), GREEDY), Listener())
+        fit, listener = places.fit, Listener()
+
+        def fit_slowly(row: Any) -> bool:
+            places.fit = fit
+            leaving.cancel()
+            engine.submit(Prompt(tuple(PROMPTS[5][0].tolist()), GREEDY), listener)
+            return fit(row)
+
+        places.fit = fit_slowly
+        held.go.set()
+        assert listener.wait().tokens == expected
+
+
 def test_a_failing_forward_costs_its_own_rows_only(llama: Any, engine: LocalEngine) -> None:
     expected = ask(engine, PROMPTS[3]).wait().tokens
     engine.prefixes.kept.clear()
