@@ -25,7 +25,8 @@ import torch
 from mogu.adapter.config import MoguConfig
 from mogu.adapter.model import active_config
 from mogu.adapter.risk import MISSING
-from mogu.errors import AdapterError, GenerationError, MoguError
+from mogu.decode.adaptive import Thinking, thinking_of
+from mogu.errors import GenerationError, MoguError
 from mogu.serve.checks import check
 from mogu.serve.detokenize import TextStream
 from mogu.serve.places import Places
@@ -64,7 +65,7 @@ class LocalEngine:
 
     Raises:
         ModelError: An architecture whose cache cannot hold rows that begin and end by themselves.
-        AdapterError: The adapter is switched off, not in the routed stage, or routes through thoughts.
+        AdapterError: The adapter is switched off or not in the routed stage.
     """
 
     def __init__(
@@ -83,11 +84,9 @@ class LocalEngine:
                 raise GenerationError(f"{name} must be at least 1, not {value}")
         self.tokenizer, self.rows, self.prefill_tokens = tokenizer, rows, prefill_tokens
         self.adapter: MoguConfig | None = active_config(model) if hasattr(model, "peft_config") else None
-        if self.adapter is not None and self.adapter.think == "through":
-            raise AdapterError(
-                "the server counts routed tokens from the first new one and cannot wait for the end of a thought; "
-                'answer in Python, or set "think" to "ignore" in adapter_config.json'
-            )
+        self.thinking: Thinking | None = None
+        if (found := self.adapter) is not None:
+            self.thinking = thinking_of(found.think, found.think_tokens, found.think_limit)
         self.reader = Reader(model)
         self.reader.__enter__()
         limit = getattr(self.reader.config, "max_position_embeddings", None) or 2**20
@@ -132,6 +131,7 @@ class LocalEngine:
             asked = routing.routed_tokens
             row.routed_tokens = self.adapter.routed_tokens if asked is None else asked
             row.handover = routing.handover or self.adapter.handover
+            row.thinking = self.thinking
             if row.handover == "risk" and self.adapter.risk is None and row.routed_tokens:
                 raise GenerationError(MISSING)
             row.shift = self.adapter.shift + routing.dial if row.routed_tokens else None
