@@ -21,12 +21,12 @@ ROWS = 16
 
 def build() -> FastAPI:
     """The application of one replica, with a model of its own; called where it runs."""
-    from mogu.cli.serve import served_by
     from mogu.loading import load_run
     from mogu.serve import logs
     from mogu.serve.app import create_app
     from mogu.serve.engine import LocalEngine
     from mogu.serve.settings import Settings, read_keys
+    from mogu.serve.start import served_by
 
     adapter = os.environ.get("MOGU_ADAPTER")
     loaded = load_run(Path(adapter) if adapter else None, base=os.environ.get("MOGU_MODEL"))

@@ -12,7 +12,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "serve"))
 import scripted
 
-from mogu.cli.serve import public_name
+from mogu.serve.start import public_name
 from mogu.serve.state import State
 
 

@@ -254,6 +254,24 @@ def test_cancelled_rows_are_told_nothing_more_and_free_their_place(llama: Any) -
         assert (load.running, load.waiting, load.kv_tokens) == (0, 0, 0)
 
 
+def test_who_leaves_while_a_place_is_made_takes_nobody_along(llama: Any) -> None:
+    expected = generated(llama, PROMPTS[5])
+    with LocalEngine(llama, tiny.tokenizer(), rows=2, kv_tokens=400) as engine:
+        held, places = hold(engine), engine._places
+        leaving = engine.submit(Prompt((5, 6, 7), GREEDY), Listener())
+        fit, listener = places.fit, Listener()
+
+        def fit_slowly(row: Any) -> bool:
+            places.fit = fit
+            leaving.cancel()
+            engine.submit(Prompt(tuple(PROMPTS[5][0].tolist()), GREEDY), listener)
+            return fit(row)
+
+        places.fit = fit_slowly
+        held.go.set()
+        assert listener.wait().tokens == expected
+
+
 def test_a_failing_forward_costs_its_own_rows_only(llama: Any, engine: LocalEngine) -> None:
     expected = ask(engine, PROMPTS[3]).wait().tokens
     engine.prefixes.kept.clear()
@@ -370,7 +388,28 @@ def test_many_short_requests_leave_nothing_behind(llama: Any) -> None:
         assert engine.load().kv_tokens == engine.prefixes.tokens
 
 
-def test_an_adapter_that_waits_for_the_end_of_a_thought_is_refused() -> None:
-    model = tiny.adapted("llama", router="folded", think="through", think_tokens=[[5], [6]])
-    with pytest.raises(AdapterError, match='set "think" to "ignore"'):
-        LocalEngine(model, tiny.tokenizer())
+@pytest.mark.parametrize(("kind", "layers"), [("llama", UPPER), ("gpt2", {"layers_to_transform": [0, 1]})])
+def test_rows_stay_routed_through_their_thoughts(kind: str, layers: dict[str, Any]) -> None:
+    routed = generated(tiny.adapted(kind, **layers), PROMPTS[2], handover="all", max_new_tokens=20)
+    begin = routed[0]  # tokens that stand in answers, so that thoughts begin and end
+    end = next(token for token in routed[3:8] if token != begin)
+    thought = {"think": "through", "think_tokens": [[begin], [end]], "think_limit": 11}
+    model = tiny.adapted(kind, router="folded", risk=CALIBRATION, **layers, **thought)
+    routings = [*ROUTINGS[:5], {"routed_tokens": 2}, {"routed_tokens": 2, "handover": "risk"}, {"routed_tokens": 1}]
+    options = {"max_new_tokens": 20, "do_sample": False, "return_dict_in_generate": True}
+    expected = [model.generate(input_ids=ids, **options, **how) for ids, how in zip(PROMPTS, routings, strict=True)]
+    with LocalEngine(model, tiny.tokenizer(), rows=5, kv_tokens=400, prefill_tokens=8) as engine:
+        asked = [
+            ask(engine, ids, Sampling(20, temperature=0), **how) for ids, how in zip(PROMPTS, routings, strict=True)
+        ]
+        for listener, ids, output in zip(asked, PROMPTS, expected, strict=True):
+            assert listener.wait().tokens == output.sequences[0, ids.shape[1] :].tolist()
+        counts = [sum(piece.routed for piece in listener.pieces) for listener in asked]
+        assert counts == [int(output.get("routed_tokens", 0)) for output in expected]
+        head = Listener()
+        engine.submit(Prompt(tuple(PROMPTS[2][0].tolist()), Sampling(20, temperature=0)), head, head_only=True)
+        whole = ask(engine, PROMPTS[2], Sampling(20, temperature=0)).wait()
+        assert head.tokens == [piece.token for piece in whole.pieces if piece.routed]
+        assert head.pieces[-1].handed_over
+    assert max(counts) > 5
+    assert len(set(counts)) > 3

@@ -25,7 +25,7 @@ except ImportError as error:
     raise MissingExtraError(str(error.name).split(".")[0], "serve") from error
 
 from mogu import __version__
-from mogu.serve import schemas
+from mogu.serve import replies, schemas
 from mogu.serve.answers import Answers, read
 from mogu.serve.auth import Authenticate
 from mogu.serve.errors import INVALID, ApiError, from_validation, shutting_down, unknown_model
@@ -51,7 +51,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
     504: {"description": "No complete answer in time"},
 }
 for _told in _ERRORS.values():
-    _told["model"] = schemas.Failed
+    _told["model"] = replies.Failed
 _STREAM: dict[int | str, dict[str, Any]] = {
     200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}, "description": "An answer, or a stream"}
 }
@@ -101,17 +101,17 @@ def create_app(engine: Engine, tokenizer: PreTrainedTokenizerBase, settings: Set
 def _completions(state: State) -> APIRouter:
     router = APIRouter(responses=_ERRORS)
 
-    @router.post("/v1/chat/completions", response_model=schemas.ChatCompletion, responses=_STREAM)
+    @router.post("/v1/chat/completions", response_model=replies.ChatCompletion, responses=_STREAM)
     async def chat_completions(body: schemas.ChatRequest, request: Request) -> Response:
         """Answer a conversation."""
         return await complete(state, request, body)
 
-    @router.post("/v1/completions", response_model=schemas.Completion, responses=_STREAM)
+    @router.post("/v1/completions", response_model=replies.Completion, responses=_STREAM)
     async def completions(body: schemas.CompletionRequest, request: Request) -> Response:
         """Go on with texts or token ids."""
         return await complete(state, request, body)
 
-    @router.post("/v1/moderations", response_model=schemas.Moderation)
+    @router.post("/v1/moderations", response_model=replies.Moderation)
     async def moderations(body: schemas.ModerationRequest, request: Request) -> Response:
         """Tell the risk of texts or conversations, at the cost of reading them."""
         ids = await asyncio.to_thread(state.planned, lambda: state.planner.moderation(body))
@@ -131,7 +131,7 @@ def _completions(state: State) -> APIRouter:
         for opening in openings:
             state.metrics.opened(opening)
         results = [_moderated(opening.risk or 0.0, state.served.risk_threshold) for opening in openings]
-        told = schemas.Moderation(id=f"modr-{uuid.uuid4().hex}", model=state.served.name, results=results)
+        told = replies.Moderation(id=f"modr-{uuid.uuid4().hex}", model=state.served.name, results=results)
         return JSONResponse(told.model_dump())
 
     return router
@@ -146,13 +146,13 @@ async def _openings(answers: Answers, count: int) -> list[Opening]:
     return [found[index] for index in range(count)]
 
 
-def _moderated(risk: float, threshold: float) -> schemas.ModerationResult:
+def _moderated(risk: float, threshold: float) -> replies.ModerationResult:
     flagged = risk > threshold
-    return schemas.ModerationResult(
+    return replies.ModerationResult(
         flagged=flagged,
-        categories=schemas.Categories(malicious=flagged),
-        category_scores=schemas.Scores(malicious=risk),
-        category_applied_input_types=schemas.InputTypes(malicious=["text"]),
+        categories=replies.Categories(malicious=flagged),
+        category_scores=replies.Scores(malicious=risk),
+        category_applied_input_types=replies.InputTypes(malicious=["text"]),
     )
 
 
@@ -160,24 +160,24 @@ def _others(state: State) -> APIRouter:
     router = APIRouter()
     kept: dict[int | str, dict[str, Any]] = {code: _ERRORS[code] for code in (401, 404, 500, 503)}
 
-    @router.get("/v1/models", response_model=schemas.Models, responses=kept)
+    @router.get("/v1/models", response_model=replies.Models, responses=kept)
     async def models() -> Response:
         """The one model."""
         return JSONResponse({"object": "list", "data": [_model(state)]})
 
-    @router.get("/v1/models/{model:path}", response_model=schemas.Model, responses=kept)
+    @router.get("/v1/models/{model:path}", response_model=replies.Model, responses=kept)
     async def model(model: str) -> Response:
         """What is known of it."""
         if model != state.served.name:
             raise unknown_model(model)
         return JSONResponse(_model(state))
 
-    @router.get("/health", response_model=schemas.State)
+    @router.get("/health", response_model=replies.State)
     async def health() -> Response:
         """Whether the process answers."""
         return JSONResponse({"status": "ok"})
 
-    @router.get("/ready", response_model=schemas.State, responses={503: _ERRORS[503]})
+    @router.get("/ready", response_model=replies.State, responses={503: _ERRORS[503]})
     async def ready() -> Response:
         """Whether it takes requests."""
         if state.draining:

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from mogu.serve.requests import NO_TOKEN, Finish, Opening, Piece, Prompt, Weights
-from mogu.serve.schemas import (
+from mogu.serve.replies import (
     ChatLogprobs,
     Report,
     TextLogprobs,
@@ -17,6 +16,7 @@ from mogu.serve.schemas import (
     Trace,
     Usage,
 )
+from mogu.serve.requests import NO_TOKEN, Finish, Opening, Piece, Prompt, Weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

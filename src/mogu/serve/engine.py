@@ -15,7 +15,6 @@ from __future__ import annotations
 import gc
 import logging
 import threading
-from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -26,29 +25,29 @@ import torch
 from mogu.adapter.config import MoguConfig
 from mogu.adapter.model import active_config
 from mogu.adapter.risk import MISSING
-from mogu.errors import AdapterError, GenerationError, MoguError, QueueFullError
+from mogu.decode.adaptive import Thinking, thinking_of
+from mogu.errors import GenerationError, MoguError
 from mogu.serve.checks import check
 from mogu.serve.detokenize import TextStream
+from mogu.serve.places import Places
 from mogu.serve.prefixes import Prefixes
 from mogu.serve.reader import Depth, Part, Reader
 from mogu.serve.requests import Listener, Load, Opening, Piece, Prompt, Sampling, Ticket
 from mogu.serve.routers import Seen, opening, weights_of
 from mogu.serve.rows import Phase, Row
 from mogu.serve.sampling import Choice, Drawer, choose
-from mogu.serve.scheduler import alike, columns_for, exchanges, portions
+from mogu.serve.scheduler import alike, columns_for, portions
+from mogu.serve.waiting import CLOSED, Waiting
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 
-AHEAD = 64
-"""Tokens of an answer for which there has to be room before it begins; more is found while it grows."""
 ROOMY = 2048
 """Tokens for which each row has room by default, where memory allows it."""
 _SHARE = 0.5
 """Most of the free memory that the cache takes by default."""
-_CLOSED = "the engine is closed"
 
 
 class LocalEngine:
@@ -66,7 +65,7 @@ class LocalEngine:
 
     Raises:
         ModelError: An architecture whose cache cannot hold rows that begin and end by themselves.
-        AdapterError: The adapter is switched off, not in the routed stage, or routes through thoughts.
+        AdapterError: The adapter is switched off or not in the routed stage.
     """
 
     def __init__(
@@ -84,13 +83,10 @@ class LocalEngine:
             if value < 1:
                 raise GenerationError(f"{name} must be at least 1, not {value}")
         self.tokenizer, self.rows, self.prefill_tokens = tokenizer, rows, prefill_tokens
-        self.most_waiting = waiting
         self.adapter: MoguConfig | None = active_config(model) if hasattr(model, "peft_config") else None
-        if self.adapter is not None and self.adapter.think == "through":
-            raise AdapterError(
-                "the server counts routed tokens from the first new one and cannot wait for the end of a thought; "
-                'answer in Python, or set "think" to "ignore" in adapter_config.json'
-            )
+        self.thinking: Thinking | None = None
+        if (found := self.adapter) is not None:
+            self.thinking = thinking_of(found.think, found.think_tokens, found.think_limit)
         self.reader = Reader(model)
         self.reader.__enter__()
         limit = getattr(self.reader.config, "max_position_embeddings", None) or 2**20
@@ -102,11 +98,9 @@ class LocalEngine:
         ends = generation.eos_token_id
         self.ends = frozenset([] if ends is None else [ends] if isinstance(ends, int) else ends)
         self.repetition = float(generation.repetition_penalty or 1.0)
-        self._queue: deque[Row] = deque()
-        self._active: list[Row] = []
-        self._changed = threading.Condition()
-        self._closing: str | None = None
-        self._number = self._generated = self._prefilled = 0
+        self._waiting = Waiting(waiting)
+        self._places = Places(self.reader.slots, rows, self.kv_tokens)
+        self._generated = self._prefilled = 0
         self._thread = threading.Thread(target=self._run, name="mogu-engine", daemon=True)
         self._thread.start()
 
@@ -137,29 +131,31 @@ class LocalEngine:
             asked = routing.routed_tokens
             row.routed_tokens = self.adapter.routed_tokens if asked is None else asked
             row.handover = routing.handover or self.adapter.handover
+            row.thinking = self.thinking
             if row.handover == "risk" and self.adapter.risk is None and row.routed_tokens:
                 raise GenerationError(MISSING)
             row.shift = self.adapter.shift + routing.dial if row.routed_tokens else None
             row.keeps_states = self.reader.keeps_states
             row.leaves = head_only
-        return self._enqueue(row)
+        self._waiting.put(row)
+        return row
 
     def read(self, ids: tuple[int, ...], listener: Listener) -> Ticket:
         """As :meth:`mogu.serve.requests.Engine.read`."""
         prompt = Prompt(tuple(ids), Sampling(max_tokens=1))
         check(prompt, self._context, self.reader.config.vocab_size)
         shift = None if self.adapter is None else self.adapter.shift
-        return self._enqueue(Row(prompt, listener, 0, None, None, shift))
+        row = Row(prompt, listener, 0, None, None, shift)
+        self._waiting.put(row)
+        return row
 
     def load(self) -> Load:
         """As :meth:`mogu.serve.requests.Engine.load`."""
-        active = tuple(self._active)
-        held = sum(row.held for row in active) + self.prefixes.tokens
         return Load(
-            waiting=len(self._queue),
-            running=len(active),
+            waiting=len(self._waiting),
+            running=len(self._places.active),
             rows=self.rows,
-            kv_tokens=held,
+            kv_tokens=self._places.held + self.prefixes.tokens,
             kv_limit=self.kv_tokens + self.prefixes.most,
             generated=self._generated,
             prefilled=self._prefilled,
@@ -167,9 +163,7 @@ class LocalEngine:
 
     def close(self, drain: bool = True) -> None:
         """As :meth:`mogu.serve.requests.Engine.close`; the model is free again afterwards."""
-        with self._changed:
-            self._closing = "drain" if drain and self._closing != "now" else "now"
-            self._changed.notify_all()
+        self._waiting.close(drain)
         if self._thread is not threading.current_thread():
             self._thread.join()
 
@@ -179,61 +173,45 @@ class LocalEngine:
     def __exit__(self, *_: object) -> None:
         self.close(drain=False)
 
-    def _enqueue(self, row: Row) -> Ticket:
-        with self._changed:
-            if self._closing is not None:
-                raise QueueFullError(_CLOSED)
-            self._queue = deque(row for row in self._queue if not row.cancelled)
-            if len(self._queue) >= self.most_waiting:
-                raise QueueFullError(f"{len(self._queue)} answers wait already; come back later")
-            self._number += 1
-            row.number = self._number
-            self._queue.append(row)
-            self._changed.notify_all()
-        return row
-
     # the thread
 
     def _run(self) -> None:
         try:
             with torch.inference_mode():
-                while self._wait():
+                while self._waiting.wait(bool(self._places.active)):
                     try:
                         self._step()
                     except Exception as error:  # of our own making: every row is told, and the engine goes on
                         log.exception("a step of the engine failed")
-                        self._fail(list(self._active) or self._next(), error)
+                        self._fail(list(self._places.active) or self._next(), error)
         finally:
-            with self._changed:
-                left, self._closing = [*self._active, *self._queue], "now"
-                self._queue.clear()
-            self._fail(left, GenerationError(_CLOSED))
+            self._fail([*self._places.active, *self._waiting.end()], GenerationError(CLOSED))
             self.reader.__exit__()
 
     def _next(self) -> list[Row]:
         """The row that waits for longest, taken from the queue."""
-        with self._changed:
-            return [self._queue.popleft()] if self._queue else []
-
-    def _wait(self) -> bool:
-        """Until there is something to do; False when the engine is to end."""
-        with self._changed:
-            while not self._active and not self._queue and self._closing is None:
-                self._changed.wait()
-            return self._closing is None or (self._closing == "drain" and bool(self._active or self._queue))
+        row = self._waiting.first()
+        return [row] if row is not None and self._waiting.take(row) else []
 
     def _step(self) -> None:
-        for row in [row for row in self._active if row.cancelled]:
-            self._free(row)
+        places = self._places
+        for row in [row for row in places.active if row.cancelled]:
+            places.free(row)
         self._admit()
-        reading = [row for row in self._active if row.reads]
+        reading = [row for row in places.active if row.reads]
         if reading:
             self._read_some(sorted(reading, key=lambda row: row.number))
-        if any(not row.reads for row in self._active):
-            self._make_room()
-            running = [row for row in self._active if not row.reads]
+        if any(not row.reads for row in places.active):
+            for row in places.make_room():
+                self._waiting.put_back(row)
+            running = [row for row in places.active if not row.reads]
             if running:
                 self._guarded(running, self._write)
+
+    def _admit(self) -> None:
+        while (row := self._waiting.first()) is not None and self._places.fit(row):
+            if self._waiting.take(row):
+                self._places.give(row)
 
     def _guarded(self, rows: list[Row], act: Callable[[list[Row]], None]) -> None:
         """A failing forward costs its own rows their answers, and nothing else."""
@@ -243,7 +221,7 @@ class LocalEngine:
         except Exception as error:
             log.warning("a forward of %d rows failed: %s: %s", len(rows), type(error).__name__, error)
             told = error.with_traceback(None)
-        left = [row for row in rows if row in self._active]  # others were complete before it failed
+        left = [row for row in rows if row in self._places.active]  # others were complete before it failed
         for row in left:
             self.reader.slots.clear(row.slot)
         self._fail(left, told)
@@ -251,54 +229,6 @@ class LocalEngine:
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-
-    # memory
-
-    def _admit(self) -> None:
-        while len(self._active) < self.rows:
-            with self._changed:
-                while self._queue and self._queue[0].cancelled:
-                    self._queue.popleft()
-                if not self._queue:
-                    return
-                row = self._queue[0]
-            if not self._fits([*self._active, row]):
-                return
-            with self._changed:
-                self._queue.popleft()
-            taken = {other.slot for other in self._active}
-            row.slot = next(slot for slot in range(self.reader.slots.count) if slot not in taken)
-            self._active.append(row)
-
-    def _fits(self, rows: Sequence[Row], ahead: int = AHEAD) -> bool:
-        """Whether there are slots for these rows; lays them out anew if others are needed."""
-        slots = self.reader.slots
-        need = max(row.need(ahead) for row in rows)
-        if need <= slots.columns and len(rows) <= slots.count:
-            return True
-        columns = columns_for(need, len(rows), self.kv_tokens, self.rows)
-        if columns is None:
-            return False
-        held = [row for row in self._active if row.slot >= 0]
-        held.sort(key=lambda row: row.slot)
-        slots.lay_out(columns, [(row.slot, row.held) for row in held])
-        for slot, row in enumerate(held):
-            row.slot = slot
-        return True
-
-    def _make_room(self) -> None:
-        """For one more token of each running row; the youngest rows go back to the queue if there is none."""
-        while self._active and not self._fits(self._active, ahead=0):
-            row = max(self._active, key=lambda row: row.number)
-            self._active.remove(row)
-            row.put_back()
-            with self._changed:
-                self._queue.appendleft(row)
-
-    def _free(self, row: Row) -> None:
-        if row in self._active:
-            self._active.remove(row)
-        row.slot = -1
 
     # forwards
 
@@ -347,7 +277,7 @@ class LocalEngine:
                 self._tell(row, opening(seen, index, tuple(row.trace)))
                 row.trace = []
             if row.drawer is None:
-                self._free(row)
+                self._places.free(row)
             row.phase, row.lower = Phase.RUNNING, 0
         ready = [index for index in ready if rows[index].slot >= 0]
         if ready:
@@ -362,15 +292,7 @@ class LocalEngine:
 
     def _write(self, rows: list[Row]) -> None:
         """Every running row reads its newest token, and writes the next unless it hands over."""
-        rows.sort(key=lambda row: row.slot)
-        for slot, other in exchanges([row.slot for row in rows]):
-            here = next(row for row in self._active if row.slot == slot)
-            there = next((row for row in self._active if row.slot == other), None)
-            self.reader.slots.move(slot, other, here.held, there.held if there else 0)
-            here.slot = other
-            if there is not None:
-                there.slot = slot
-        rows.sort(key=lambda row: row.slot)
+        rows = self._places.gather(rows)
         parts = [Part(row.slot, row.read, row.tokens[row.read :], row.shift) for row in rows]
         closing = all(row.phase is Phase.CLOSING for row in rows)
         logits, routers = self.reader.read(parts, "lower" if closing else "whole")
@@ -413,7 +335,7 @@ class LocalEngine:
         due = finish is None and row.due(risk, threshold)
         piece = Piece(choice.token, text, routed, finish, choice.logprob, choice.top, risk, weights, due)
         if finish is not None or (due and row.leaves):
-            self._free(row)
+            self._places.free(row)
         elif due:
             row.hand_over()
         self._tell(row, piece)
@@ -435,7 +357,7 @@ class LocalEngine:
 
     def _fail(self, rows: Sequence[Row], error: Exception) -> None:
         for row in rows:
-            self._free(row)
+            self._places.free(row)
             self._tell(row, error if isinstance(error, MoguError) else _explained(error))
 
 

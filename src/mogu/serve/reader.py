@@ -20,6 +20,7 @@ from mogu.adapter.rows import Rows, by_row
 from mogu.adapter.skip import skipped
 from mogu.errors import AdapterError, ModelError
 from mogu.prefix import REFUSED, tolerance
+from mogu.serve.attention import grouped
 from mogu.serve.slots import Place, Slots
 
 Depth = Literal["whole", "upper", "lower"]
@@ -83,6 +84,7 @@ class Reader:
     def __enter__(self) -> Reader:
         with ExitStack() as entering:
             self.rows = entering.enter_context(by_row(self.model))
+            entering.enter_context(grouped(self.model))
             if self.routed:
                 entering.enter_context(fused(self.peft))
             if self.below:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field
 
+import torch
+
+from mogu.decode.adaptive import Thinking
 from mogu.serve.detokenize import TextStream
 from mogu.serve.requests import Listener, Prompt, Weights
 from mogu.serve.sampling import Drawer
@@ -33,6 +36,8 @@ class Row:
     """δ with its dial while routed; ``None``: plain."""
     routed_tokens: int = 0
     handover: str = "fixed"
+    thinking: Thinking | None = None
+    """What m does not count; ``None``: it counts all new tokens."""
     keeps_states: bool = False
     """Whether its hand-over begins at the first routed layer."""
     phase: Phase = Phase.READING
@@ -62,6 +67,13 @@ class Row:
         return len(self.tokens) - len(self.prompt.ids)
 
     @property
+    def counted(self) -> int:
+        """Tokens of the answer that are no thought, where these do not count."""
+        if self.thinking is None:
+            return self.written
+        return int(self.thinking.counted(torch.tensor([self.tokens]), len(self.prompt.ids)))
+
+    @property
     def held(self) -> int:
         """Tokens that its slot holds."""
         return max(self.read, self.lower)
@@ -79,13 +91,13 @@ class Row:
     def need(self, ahead: int) -> int:
         """Columns that it will soon need."""
         most = self.prompt.sampling.max_tokens if self.drawer else 0
-        if self.leaves and self.handover == "fixed":
+        if self.leaves and self.handover == "fixed" and self.thinking is None:
             most = min(most, self.routed_tokens)
         return len(self.tokens) + min(max(most - self.written, 0), ahead)
 
     def due(self, risk: float | None, threshold: float) -> bool:
         """Whether the plain base writes the next token, ``risk`` being that of the newest token that was read."""
-        if self.shift is None or self.handover == "all" or self.written < self.routed_tokens:
+        if self.shift is None or self.handover == "all" or self.counted < self.routed_tokens:
             return False
         return self.handover == "fixed" or (risk is not None and risk <= threshold)
 

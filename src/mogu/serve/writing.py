@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from mogu.serve import schemas
+from mogu.serve import replies
 from mogu.serve.choices import Choice, Words, chat_logprobs, text_logprobs, trace_of, usage
 from mogu.serve.plans import Plan
 from mogu.serve.requests import NO_TOKEN, Piece
 from mogu.serve.settings import Served
 
-Body = schemas.ChatCompletion | schemas.ChatChunk | schemas.Completion
+Body = replies.ChatCompletion | replies.ChatChunk | replies.Completion
 
 
 class Writer(Protocol):
@@ -51,7 +51,7 @@ class _Common:
     def chunk(self, **more: Any) -> dict[str, Any]:
         return {"usage": None, **more} if self.plan.include_usage else more
 
-    def report(self, choice: Choice) -> schemas.Report:
+    def report(self, choice: Choice) -> replies.Report:
         return choice.report(self.words, self.served.layers, self.plan.trace)
 
     def traced(self, pieces: Sequence[Piece]) -> dict[str, Any]:
@@ -59,7 +59,7 @@ class _Common:
         if not self.plan.trace:
             return {}
         answer = [trace_of(piece, self.words) for piece in pieces if piece.token != NO_TOKEN]
-        return {"mogu": schemas.Report.model_validate({"trace": schemas.Trace.model_validate({"answer": answer})})}
+        return {"mogu": replies.Report.model_validate({"trace": replies.Trace.model_validate({"answer": answer})})}
 
     def wants_logprobs(self, choice: Choice) -> bool:
         return choice.prompt.sampling.logprobs is not None
@@ -68,90 +68,90 @@ class _Common:
 class ChatWriter(_Common):
     """``chat.completion`` and ``chat.completion.chunk``."""
 
-    def whole(self, choices: Sequence[Choice]) -> schemas.ChatCompletion:
+    def whole(self, choices: Sequence[Choice]) -> replies.ChatCompletion:
         """The complete answer."""
         made = []
         for choice in choices:
             logprobs = chat_logprobs(choice.pieces, self.words) if self.wants_logprobs(choice) else None
             made.append(
-                schemas.ChatChoice(
+                replies.ChatChoice(
                     index=choice.index,
-                    message=schemas.Said(role="assistant", content=choice.text, refusal=None),
+                    message=replies.Said(role="assistant", content=choice.text, refusal=None),
                     logprobs=logprobs,
                     finish_reason=choice.finish or "stop",
                     mogu=self.report(choice),
                 )
             )
         told: dict[str, Any] = {"usage": usage(self.plan.prompt_tokens, choices), "mogu": made[0].mogu}
-        return schemas.ChatCompletion(**self.head("chatcmpl", object="chat.completion"), choices=made, **told)
+        return replies.ChatCompletion(**self.head("chatcmpl", object="chat.completion"), choices=made, **told)
 
-    def begin(self, choice: Choice) -> schemas.ChatChunk:
+    def begin(self, choice: Choice) -> replies.ChatChunk:
         """The role, and what the routers made of the prompt."""
-        delta = schemas.Delta(role="assistant", content="", refusal=None)
+        delta = replies.Delta(role="assistant", content="", refusal=None)
         return self._chunk(choice, delta, mogu=self.report(choice))
 
-    def go_on(self, choice: Choice, pieces: Sequence[Piece], offset: int) -> schemas.ChatChunk:
+    def go_on(self, choice: Choice, pieces: Sequence[Piece], offset: int) -> replies.ChatChunk:
         """New text."""
-        delta = schemas.Delta(content="".join(piece.text for piece in pieces))
+        delta = replies.Delta(content="".join(piece.text for piece in pieces))
         logprobs = chat_logprobs(pieces, self.words) if self.wants_logprobs(choice) else None
         return self._chunk(choice, delta, logprobs, **self.traced(pieces))
 
-    def end(self, choice: Choice) -> schemas.ChatChunk:
+    def end(self, choice: Choice) -> replies.ChatChunk:
         """Why the answer ended, and how it was guarded."""
-        return self._chunk(choice, schemas.Delta(), finish=choice.finish, mogu=self.report(choice))
+        return self._chunk(choice, replies.Delta(), finish=choice.finish, mogu=self.report(choice))
 
-    def count(self, choices: Sequence[Choice]) -> schemas.ChatChunk:
+    def count(self, choices: Sequence[Choice]) -> replies.ChatChunk:
         """The usage."""
         told: dict[str, Any] = {"choices": [], "usage": usage(self.plan.prompt_tokens, choices)}
-        return schemas.ChatChunk(**self.head("chatcmpl", object="chat.completion.chunk"), **told)
+        return replies.ChatChunk(**self.head("chatcmpl", object="chat.completion.chunk"), **told)
 
     def _chunk(
-        self, choice: Choice, delta: schemas.Delta, logprobs: Any = None, finish: Any = None, **more: Any
-    ) -> schemas.ChatChunk:
-        made = schemas.ChatChunkChoice(index=choice.index, delta=delta, logprobs=logprobs, finish_reason=finish)
+        self, choice: Choice, delta: replies.Delta, logprobs: Any = None, finish: Any = None, **more: Any
+    ) -> replies.ChatChunk:
+        made = replies.ChatChunkChoice(index=choice.index, delta=delta, logprobs=logprobs, finish_reason=finish)
         head = self.head("chatcmpl", object="chat.completion.chunk")
-        return schemas.ChatChunk(**head, choices=[made], **self.chunk(**more))
+        return replies.ChatChunk(**head, choices=[made], **self.chunk(**more))
 
 
 class TextWriter(_Common):
     """``text_completion``."""
 
-    def whole(self, choices: Sequence[Choice]) -> schemas.Completion:
+    def whole(self, choices: Sequence[Choice]) -> replies.Completion:
         """The complete answer."""
         made = [
             self._choice(choice, choice.text, choice.pieces, 0, choice.finish, mogu=self.report(choice))
             for choice in choices
         ]
         told: dict[str, Any] = {"usage": usage(self.plan.prompt_tokens, choices), "mogu": made[0].mogu}
-        return schemas.Completion(**self.head("cmpl", object="text_completion"), choices=made, **told)
+        return replies.Completion(**self.head("cmpl", object="text_completion"), choices=made, **told)
 
-    def begin(self, choice: Choice) -> schemas.Completion:
+    def begin(self, choice: Choice) -> replies.Completion:
         """What the routers made of the prompt."""
         return self._chunk(self._choice(choice, "", None, 0, None), mogu=self.report(choice))
 
-    def go_on(self, choice: Choice, pieces: Sequence[Piece], offset: int) -> schemas.Completion:
+    def go_on(self, choice: Choice, pieces: Sequence[Piece], offset: int) -> replies.Completion:
         """New text."""
         text = "".join(piece.text for piece in pieces)
         return self._chunk(self._choice(choice, text, pieces, offset, None), **self.traced(pieces))
 
-    def end(self, choice: Choice) -> schemas.Completion:
+    def end(self, choice: Choice) -> replies.Completion:
         """Why the answer ended, and how it was guarded."""
         return self._chunk(self._choice(choice, "", None, 0, choice.finish), mogu=self.report(choice))
 
-    def count(self, choices: Sequence[Choice]) -> schemas.Completion:
+    def count(self, choices: Sequence[Choice]) -> replies.Completion:
         """The usage."""
         told: dict[str, Any] = {"choices": [], "usage": usage(self.plan.prompt_tokens, choices)}
-        return schemas.Completion(**self.head("cmpl", object="text_completion"), **told)
+        return replies.Completion(**self.head("cmpl", object="text_completion"), **told)
 
     def _choice(
         self, choice: Choice, text: str, pieces: Sequence[Piece] | None, offset: int, finish: Any, **more: Any
-    ) -> schemas.TextChoice:
+    ) -> replies.TextChoice:
         asked, logprobs = choice.prompt.sampling.logprobs, None
         if asked is not None and pieces is not None:
             logprobs = text_logprobs(pieces, self.words, offset, asked > 0, self.plan.named_by_id)
         if self.plan.token_ids:
             more["token_ids"] = [piece.token for piece in pieces or () if piece.token != NO_TOKEN]
-        return schemas.TextChoice(index=choice.index, text=text, logprobs=logprobs, finish_reason=finish, **more)
+        return replies.TextChoice(index=choice.index, text=text, logprobs=logprobs, finish_reason=finish, **more)
 
-    def _chunk(self, made: schemas.TextChoice, **more: Any) -> schemas.Completion:
-        return schemas.Completion(**self.head("cmpl", object="text_completion"), choices=[made], **self.chunk(**more))
+    def _chunk(self, made: replies.TextChoice, **more: Any) -> replies.Completion:
+        return replies.Completion(**self.head("cmpl", object="text_completion"), choices=[made], **self.chunk(**more))
