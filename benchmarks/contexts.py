@@ -1,4 +1,4 @@
-"""What stands before a prompt moves its risk: python benchmarks/contexts.py --adapter RUN [--limit N] [--json FILE]
+"""What stands before a prompt moves its risk: python benchmarks/contexts.py --adapter RUN [--only NAME …] [--json FILE]
 
 Held-out seeds are read by the routers alone, under a system prompt, and as a later turn of a conversation. Benign first
 turns are answered by the plain base, malicious ones refused. Nothing of these contexts is in a recipe's fit.
@@ -60,7 +60,7 @@ def conversations(
     return made
 
 
-def measure(adapter: Path, limit: int, dtype: str | None) -> dict[str, dict[str, Any]]:
+def measure(adapter: Path, names: Sequence[str], limit: int, dtype: str | None) -> dict[str, dict[str, Any]]:
     """By context: what share of each kind is above a risk of one half, how well kinds are told apart, calibration."""
     from mogu.adapter.model import active_config, plain_base
     from mogu.adapter.risk import margins, risk_of
@@ -73,12 +73,14 @@ def measure(adapter: Path, limit: int, dtype: str | None) -> dict[str, dict[str,
     run = load_run(adapter, dtype=dtype)
     model, tokenizer, template = run.model, run.tokenizer, run.template
     texts = instructions(limit)
-    with plain_base(model):
-        answers = respond(
-            model, tokenizer, texts["benign"], max_new_tokens=ANSWER_TOKENS, batch_size=32, template=template
-        )
+    answers: list[str] = []
+    if any("answered" in name or name == "twice" for name in names):
+        with plain_base(model):
+            answers = respond(
+                model, tokenizer, texts["benign"], max_new_tokens=ANSWER_TOKENS, batch_size=32, template=template
+            )
     found = {}
-    for context in CONTEXTS:
+    for context in names:
         risks, undecided = {}, {}
         for kind, own in texts.items():
             prompts = conversations(context, own, texts["benign"], answers, texts["malicious"])
@@ -107,12 +109,15 @@ def row(context: str, figures: Mapping[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--adapter", type=Path, required=True, metavar="RUN", help="run folder, risk calibrated")
+    parser.add_argument(
+        "--only", nargs="+", choices=CONTEXTS, default=[*CONTEXTS], metavar="NAME", help="these contexts"
+    )
     parser.add_argument("--limit", type=int, default=60, help="prompts of each kind (default 60)")
     parser.add_argument("--dtype", default="fastest", help="as for mogu evaluate (default fastest)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure to FILE")
     args = parser.parse_args()
     print("| before the prompt | mean margin above 0 | risk above 0.5 | AUROC | ECE |\n|---|---|---|---:|---:|")
-    found = measure(args.adapter, args.limit, args.dtype)
+    found = measure(args.adapter, args.only, args.limit, args.dtype)
     if args.json:
         content = {
             "benchmark": "contexts",
