@@ -17,8 +17,8 @@ from mogu.adapter.config import TARGET_MODULES
 from mogu.adapter.model import mogu_layers, set_stage
 from mogu.chat import TEMPLATES
 from mogu.recipe import load_recipe, recipe_names, routed_layers
-from mogu.train.batches import Encoder
-from mogu.train.packing import PackedCollator, pair_collator, pair_cross_entropy
+from mogu.train.batches import Encoder, PairCollator
+from mogu.train.packing import PackedCollator, packed_if_alike, pair_cross_entropy
 from mogu.train.trainers import forward_parameters
 
 DEPTH = 6
@@ -82,7 +82,7 @@ def test_a_packed_pair_is_learnt_from_and_the_answer_is_the_oracles(family: str)
     pairs = [row for row in small.rows() if row.label == "malicious"][:2]
     accepts = forward_parameters(model)
     encode = Encoder(small.tokenizer(), None, 8)
-    collate = pair_collator(model, encode, pairs, wants_refusal=False, accepts=accepts)
+    collate = packed_if_alike(model, PairCollator(encode, wants_refusal=False), pairs, accepts)
     assert isinstance(collate, PackedCollator)
     wanted, unwanted = pair_cross_entropy(model.train(), collate(pairs), accepts)
     (wanted / unwanted).sum().backward()
