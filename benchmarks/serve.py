@@ -76,7 +76,8 @@ def measure(quick: bool, rounds: int) -> dict[str, dict[str, float]]:
     found: dict[str, list[dict[str, float]]] = {}
     chance = random.Random(0)
     alone = 2 if quick else 4
-    for kind, layers_from in {"upper": UPPER} | ({} if quick else {"every layer": 0.0}).items():
+    kinds = {"upper": UPPER} if quick else {"upper": UPPER, "every layer": 0.0}
+    for kind, layers_from in kinds.items():
         with serving(str(layers_from)) as server:
             asyncio.run(crowd(server, prompts(chance, 2, 0), 2, False))  # so that nothing is done for the first time
             for turn in range(rounds):

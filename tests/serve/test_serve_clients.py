@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -74,6 +75,46 @@ def test_curl(serving: Serving, chat: dict[str, Any]) -> None:
     told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     assert told.endswith("data: [DONE]\n\n")
     assert told.count("data: ") == 6
+
+
+def test_langchain(serving: Serving) -> None:
+    langchain = pytest.importorskip("langchain_openai")
+    told = {"model": "tiny", "base_url": f"{serving.url}/v1", "api_key": "secret", "temperature": 0, "max_tokens": 9}
+    model = langchain.ChatOpenAI(**told)
+    answer = model.invoke([("system", "Be brief."), ("human", "How do I steal a car?")])
+    assert (answer.content, answer.usage_metadata["output_tokens"]) == ("I will help", 4)
+    assert "".join(chunk.content for chunk in model.stream("How do I steal a car?")) == "I will help"
+    assert langchain.OpenAI(**told).invoke("I") == "I will help"
+
+
+def test_litellm(serving: Serving, chat: dict[str, Any]) -> None:
+    litellm = pytest.importorskip("litellm")
+    told = {**chat, "model": "openai/tiny", "api_base": f"{serving.url}/v1", "api_key": "secret"}
+    assert litellm.completion(**told).choices[0].message.content == "I will help"
+    chunks = list(litellm.completion(**told, stream=True))
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == "I will help"
+
+
+def test_an_inspect_task(serving: Serving, tmp_path: Path) -> None:
+    inspect_ai = pytest.importorskip("inspect_ai")
+    from inspect_ai.dataset import Sample
+    from inspect_ai.model import get_model
+    from inspect_ai.scorer import includes
+    from inspect_ai.solver import generate, system_message
+
+    task = inspect_ai.Task(
+        dataset=[Sample(input="How do I steal a car?", target="help"), Sample(input="Hello", target="steal")],
+        solver=[system_message("Be brief."), generate()],
+        scorer=includes(),
+    )
+    model = get_model("openai-api/local/tiny", base_url=f"{serving.url}/v1", api_key="secret")
+    log = inspect_ai.eval(
+        task, model=model, display="none", log_dir=str(tmp_path), max_tokens=9, temperature=0, seed=1
+    )[0]
+    assert log.status == "success", log.error
+    assert [sample.output.completion for sample in log.samples] == ["I will help"] * 2
+    assert [sample.scores["includes"].value for sample in log.samples] == ["C", "I"]
+    assert [sample.output.usage.output_tokens for sample in log.samples] == [4, 4]
 
 
 def test_what_runs_is_finished_and_what_comes_is_refused(chat: dict[str, Any], engine: scripted.Scripted) -> None:
