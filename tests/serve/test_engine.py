@@ -390,12 +390,13 @@ def test_many_short_requests_leave_nothing_behind(llama: Any) -> None:
 
 @pytest.mark.parametrize(("kind", "layers"), [("llama", UPPER), ("gpt2", {"layers_to_transform": [0, 1]})])
 def test_rows_stay_routed_through_their_thoughts(kind: str, layers: dict[str, Any]) -> None:
-    routed = generated(tiny.adapted(kind, **layers), PROMPTS[2], handover="all", max_new_tokens=20)
+    routed = generated(tiny.adapted(kind, router="folded", **layers), PROMPTS[2], handover="all", max_new_tokens=20)
     begin = routed[0]  # tokens that stand in answers, so that thoughts begin and end
     end = next(token for token in routed[3:8] if token != begin)
     thought = {"think": "through", "think_tokens": [[begin], [end]], "think_limit": 11}
     model = tiny.adapted(kind, router="folded", risk=CALIBRATION, **layers, **thought)
-    routings = [*ROUTINGS[:5], {"routed_tokens": 2}, {"routed_tokens": 2, "handover": "risk"}, {"routed_tokens": 1}]
+    routings: list[dict[str, Any]] = [{}, {"routed_tokens": 0}, {}, {"handover": "all"}, {"routed_tokens": 3}]
+    routings += [{"routed_tokens": 2}, {"routed_tokens": 2, "handover": "risk"}, {"dial": 1.5}]
     options = {"max_new_tokens": 20, "do_sample": False, "return_dict_in_generate": True}
     expected = [model.generate(input_ids=ids, **options, **how) for ids, how in zip(PROMPTS, routings, strict=True)]
     with LocalEngine(model, tiny.tokenizer(), rows=5, kv_tokens=400, prefill_tokens=8) as engine:
@@ -411,5 +412,4 @@ def test_rows_stay_routed_through_their_thoughts(kind: str, layers: dict[str, An
         whole = ask(engine, PROMPTS[2], Sampling(20, temperature=0)).wait()
         assert head.tokens == [piece.token for piece in whole.pieces if piece.routed]
         assert head.pieces[-1].handed_over
-    assert max(counts) > 5
-    assert len(set(counts)) > 3
+    assert counts[2] > 5
