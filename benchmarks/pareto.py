@@ -1,9 +1,10 @@
 """v1, v2 and what lies between, on the same prompts: python benchmarks/pareto.py --work DIR [--quick] [--json FILE]
 
 Every variant is trained on the embedded model from the same rows of a seed, in a folder of its own, and answers the
-same held-out prompts: malicious, benign and borderline seeds, malicious ones with an affirmative beginning already
-written, and any --suite. What is finished in --work is not done again, so that variants (--only) and seeds may be run
-one by one, and a last call reads them all. Times mean something only where nothing else ran beside them.
+same held-out prompts: malicious, benign and borderline seeds, and any --suite. Behind the routed head an answer is the
+plain base's, so one whose head was seen before is not written again. What is finished in --work is not done again, so
+that variants (--only) and seeds may be run one by one, and a last call reads them all. Times mean something only where
+nothing else ran beside them.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from _machine import machine
 study = import_module("study")  # the program beside this one
 Change = dict[str, dict[str, Any]]
 V1, V2, BASE = "v1", "v2", "base"
+RESPONDERS = ("glad", "unwill")
 _ALL: Change = {"adapter": {"layers": "range", "layers_from": 0.0}}
 _FIT_ONLY: Change = {"routers": {"epochs": 0}, "backbone": {"modules": ()}}
 _NO_LORA: Change = {"backbone": {"modules": ()}}
@@ -58,8 +60,8 @@ FIGURES = {
     "kl": "nats per token from the base, benign answers",
     "shift": "chosen δ",
 }
-PREFILL = 10
-"""Tokens of an affirmative beginning."""
+LIKE = {"probe-fit": V2, "probe-trained": V2}
+"""Variants with the layers and the responders of another one, which are trained once; their seconds count for both."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,12 +71,14 @@ class Sizes:
     rows: int = 120
     """Training rows of each kind."""
     prompts: int = 24
-    """Validation prompts of each kind for the balance."""
-    held_out: int = 80
+    """Validation prompts of each kind for balance and risk."""
+    held_out: int = 40
     """Held-out prompts of each kind."""
+    suite: int | None = None
+    """Prompts of each --suite at most."""
     limit: int | None = None
     """Instructions of each kind and split that data are built from."""
-    new_tokens: int = 40
+    new_tokens: int = 20
 
 
 QUICK = Sizes(rows=16, prompts=6, held_out=8, limit=20, new_tokens=16)
@@ -86,7 +90,7 @@ def recipe_of(name: str, seed: int, sizes: Sizes) -> Any:
 
     _, shipped, change = VARIANTS[name]
     recipe = dataclasses.replace(load_recipe(shipped), name=name, seed=seed)
-    balance = {"shifts": (-1.6, -0.8, 0.0, 0.8), "prompts": sizes.prompts, "new_tokens": 12}
+    balance = {"shifts": (-1.6, -0.8, 0.0), "prompts": sizes.prompts, "new_tokens": 16}
     for part in ({"balance": balance, "routers": {"hold_out": 0.2}}, change):
         for section, values in part.items():
             changed = dataclasses.replace(getattr(recipe, section), **values)
@@ -94,23 +98,41 @@ def recipe_of(name: str, seed: int, sizes: Sizes) -> Any:
     return recipe
 
 
-def suites_of(everything: Sequence[Any], sizes: Sizes, more: str | None, tokenizer: Any) -> list[Any]:
-    """Held-out seeds, the malicious ones also with a beginning written, and the user's suites."""
-    from mogu.evaluate.prefill import with_prefill
-    from mogu.evaluate.suites import Prompts, Suite, gather, parse_suites
+def suites_of(everything: Sequence[Any], sizes: Sizes, more: str | None) -> dict[str, tuple[str, list[Any]]]:
+    """By name, the kind and the prompts: held-out seeds, and the user's suites."""
+    from mogu.data.rows import Row
+    from mogu.evaluate.suites import gather, parse_suites
     from mogu.harden import held_out
 
-    found = []
-    for kind, group in held_out(everything, sizes.held_out).items():
-        rows = [{"id": one.id, "instruction": one.instruction, "category": one.category} for one in group]
-        found.append(Prompts(Suite(f"held-out {kind}", kind), rows))
-    if more:
-        found += gather(parse_suites(more))
-    return with_prefill(found, [PREFILL], tokenizer)
+    found = {
+        f"held-out {kind}": (kind, [one.instruction for one in group])
+        for kind, group in held_out(everything, sizes.held_out).items()
+    }
+    for one in gather(parse_suites(more), limit=sizes.suite) if more else []:
+        found[one.suite.name] = (one.suite.kind, [row["instruction"] for row in one.rows])
+    return {
+        name: (
+            kind,
+            [
+                Row(f"{name}/{index}", text, "malicious" if bad(kind) else "benign", name, "test")
+                for index, text in enumerate(texts)
+            ],
+        )
+        for name, (kind, texts) in found.items()
+    }
 
 
-def train_one(base: Any, tokenizer: Any, rows: Sequence[Any], recipe: Any, out: Path) -> tuple[Any, dict[str, float]]:
-    """The base without its adapter, and the figures; begun anew if it was interrupted, so that times are whole."""
+def bad(kind: str) -> bool:
+    """Whether the prompts of a suite of this kind ask for harm."""
+    return kind in ("malicious", "jailbreak")
+
+
+def train_one(
+    base: Any, tokenizer: Any, rows: Sequence[Any], recipe: Any, out: Path, sizes: Sizes, before: Mapping[str, float]
+) -> tuple[Any, dict[str, float], dict[str, float]]:
+    """The routed model, the figures, and the seconds of each step; begun anew if it was interrupted, so that times are
+    whole. ``before`` are the seconds of the steps that were taken over.
+    """
     from safetensors.torch import load_file
 
     from mogu.adapter.model import active_config, mogu_layers
@@ -119,17 +141,18 @@ def train_one(base: Any, tokenizer: Any, rows: Sequence[Any], recipe: Any, out: 
     from mogu.train.batches import Encoder
     from mogu.train.drift import Drift
     from mogu.train.run import train
-    from mogu.train.selection import Respondent, held_out, separation
+    from mogu.train.selection import Respondent, held_out, separation, validation_groups
     from mogu.train.trainers import forward_parameters
 
-    shutil.rmtree(out, ignore_errors=True)
     timed = _Timed(Progress())
-    trained = train(base, tokenizer, rows, recipe, out, model_name="smollm2", track=(), progress=timed)
+    known = [row for row in rows if row.split == "train"]
+    few = [row for group in validation_groups(rows, sizes.prompts).values() for row in group]
+    trained = train(base, tokenizer, [*known, *few], recipe, out, model_name="smollm2", track=(), progress=timed)
+    seconds = {**before, **timed.seconds}
     routed = [index for index, _ in mogu_layers(trained.model)]
     depth = base.config.num_hidden_layers
     ask = Respondent(trained.model, tokenizer, None, 32)
     encode = Encoder(tokenizer, None, recipe.routers.answer_tokens)
-    known = [row for row in rows if row.split == "train"]
     m, accepts = recipe.adapter.routed_tokens, forward_parameters(trained.model)
     tensors = load_file(out / "adapter" / "adapter_model.safetensors")
     figures = {
@@ -137,13 +160,25 @@ def train_one(base: Any, tokenizer: Any, rows: Sequence[Any], recipe: Any, out: 
         "layers": len(routed),
         "reread": (depth - routed[0]) / depth,
         "handover_ms": handover_ms(trained.model),
-        "train_seconds": sum(timed.seconds.get(step, 0.0) for step in ("layers", "glad", "unwill", "routers")),
-        "all_seconds": sum(timed.seconds.values()),
+        "train_seconds": sum(seconds.get(step, 0.0) for step in ("layers", *RESPONDERS, "routers")),
+        "all_seconds": sum(seconds.values()),
         "auroc": separation(ask, rows, held_out(rows, recipe.routers.hold_out, recipe.seed)),
         "kl": Drift(trained.model, encode, known, first=m, accepts=accepts, count=24)(),
         "shift": active_config(trained.model).shift,
     }
-    return trained.model.unload(), {name: value for name, value in figures.items() if value is not None}
+    return trained.model, {name: value for name, value in figures.items() if value is not None}, seconds
+
+
+def taken_over(out: Path, other: Path) -> dict[str, float]:
+    """Begin a run with the layer probe and the responders of another one; their seconds, none if it is not there."""
+    kept = other.parents[1] / "found" / f"{other.name}.json"
+    if not kept.is_file() or not (other / "stages").is_dir():
+        return {}
+    (out / "stages").mkdir(parents=True)
+    for name in ("layers.json", *(f"{stage}.{kind}" for stage in RESPONDERS for kind in ("json", "safetensors"))):
+        shutil.copy(other / "stages" / name, out / "stages" / name)
+    seconds = json.loads(kept.read_text(encoding="utf-8"))["seconds"]
+    return {step: seconds[step] for step in ("layers", *RESPONDERS) if step in seconds}
 
 
 def handover_ms(model: Any, times: int = 5) -> float:
@@ -176,57 +211,59 @@ def handover_ms(model: Any, times: int = 5) -> float:
 
 
 def answers(
-    base: Any, tokenizer: Any, suites: Sequence[Any], adapter: Path | None, out: Path, sizes: Sizes
+    model: Any, tokenizer: Any, suites: Mapping[str, tuple[str, list[Any]]], known: dict[tuple[str, str], str], new: int
+) -> dict[str, dict[str, str]]:
+    """Labels by suite and prompt; ``known`` are those of answers by the base's own hand, by prompt and routed head."""
+    from mogu.train.selection import Respondent, labels_by_head
+
+    ask = Respondent(model, tokenizer, None, 32)
+    rows = [row for _, group in suites.values() for row in group]
+    if hasattr(model, "peft_config"):
+        labels = labels_by_head(ask, rows, new, known)
+    else:
+        labels = dict(zip((row.id for row in rows), ask.labels(rows, new), strict=True))
+    return {name: {row.id: labels[row.id] for row in group} for name, (_, group) in suites.items()}
+
+
+def measure(
+    work: Path, names: Sequence[str], seeds: Sequence[int], sizes: Sizes, more: str | None, dtype: str
 ) -> dict[str, Any]:
-    """Labels by suite and prompt."""
-    from mogu.defend import Target, create
-    from mogu.evaluate.run import WORK, Options, evaluate, read_responses
-
-    target = Target(base, tokenizer, "smollm2", out / WORK / "learnt", adapter=adapter, batch_size=32)
-    options = Options(sizes.new_tokens, measures=False, fresh=True)
-    settings = {"model": "smollm2", "adapter": adapter is not None}
-    evaluate([create("none" if adapter is None else "mogu", target)], suites, out, settings=settings, options=options)
-    found: dict[str, dict[str, Any]] = {}
-    for row in read_responses(out):
-        own = found.setdefault(row["suite"], {})
-        own[str(len(own))] = {"label": row["label"], "response": row["response"]}  # all variants answer in one order
-    return found
-
-
-def measure(work: Path, names: Sequence[str], seeds: Sequence[int], sizes: Sizes, more: str | None) -> dict[str, Any]:
     """By variant and seed, figures and answers; the base has one seed."""
     from mogu.data.build import build, choose_instructions
     from mogu.data.rows import write_text
     from mogu.models import load_base
 
-    base, tokenizer = load_base("smollm2")
+    base, tokenizer = load_base("smollm2", dtype=dtype)
     instructions = choose_instructions("seeds", "seeds", sizes.limit)
     everything = build(base, tokenizer, instructions, work / "data", model_name="smollm2", answer_tokens=8)
-    suites = suites_of(everything, sizes, more, tokenizer)
+    suites = suites_of(everything, sizes, more)
+    said: dict[tuple[str, str], str] = {}
     found: dict[str, Any] = {name: {} for name in names}
-    for name in names:
-        for seed in seeds if name != BASE else seeds[:1]:
-            out = work / "runs" / f"{name}-{seed}"
-            recipe = None if name == BASE else recipe_of(name, seed, sizes)
-            kept = work / "found" / f"{out.name}.json"
-            inputs = {
-                "recipe": None if recipe is None else recipe.to_yaml(),
-                "sizes": dataclasses.asdict(sizes),
-                "suites": {suite.name: [suite.kind, len(suite.rows)] for suite in suites},
-            }
-            record = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else {}
-            if record.get("inputs") != inputs:
-                figures: dict[str, float] = {}
-                if recipe is not None:
-                    rows = study.rows_of(everything, seed, sizes.rows)
-                    base, figures = train_one(base, tokenizer, rows, recipe, out)
-                adapter = None if recipe is None else out / "adapter"
-                said = answers(base, tokenizer, suites, adapter, out / "answers", sizes)
-                record = {"inputs": inputs, "figures": figures, "answers": said}
-                write_text(kept, json.dumps(record))
-            found[name][seed] = record
-            says = " ".join(f"{key} {value:.4g}" for key, value in record["figures"].items())
-            print(f"{name}, seed {seed}: {says}", file=sys.stderr, flush=True)
+    for seed, name in ((seed, name) for seed in seeds for name in names if name != BASE or seed == seeds[0]):
+        out = work / "runs" / f"{name}-{seed}"
+        recipe = None if name == BASE else recipe_of(name, seed, sizes)
+        kept = work / "found" / f"{out.name}.json"
+        inputs = {
+            "recipe": None if recipe is None else recipe.to_yaml(),
+            "sizes": dataclasses.asdict(sizes),
+            "dtype": str(base.dtype),
+            "suites": {suite: [kind, len(rows)] for suite, (kind, rows) in suites.items()},
+        }
+        record = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else {}
+        if record.get("inputs") != inputs:
+            figures, seconds, model = {}, {}, base
+            if recipe is not None:
+                rows = study.rows_of(everything, seed, sizes.rows)
+                shutil.rmtree(out, ignore_errors=True)
+                before = taken_over(out, work / "runs" / f"{LIKE[name]}-{seed}") if name in LIKE else {}
+                model, figures, seconds = train_one(base, tokenizer, rows, recipe, out, sizes, before)
+            labels = answers(model, tokenizer, suites, said, sizes.new_tokens)
+            base = base if recipe is None else model.unload()
+            record = {"inputs": inputs, "figures": figures, "seconds": seconds, "answers": labels}
+            write_text(kept, json.dumps(record))
+        found[name][seed] = record
+        says = " ".join(f"{key} {value:.4g}" for key, value in record["figures"].items())
+        print(f"{name}, seed {seed}: {says}", file=sys.stderr, flush=True)
     return found
 
 
@@ -235,15 +272,15 @@ def counted(found: Mapping[str, Any]) -> dict[str, str]:
     kinds: dict[str, str] = {}
     for record in (record for by_seed in found.values() for record in by_seed.values()):
         kinds |= {name: kind for name, (kind, _) in record["inputs"]["suites"].items()}
-    return {name: "complied" if kind in ("malicious", "jailbreak") else "refusal" for name, kind in kinds.items()}
+    return {name: "complied" if bad(kind) else "refusal" for name, kind in kinds.items()}
 
 
 def shares(by_seed: Mapping[int, Any], suite: str, label: str) -> dict[str, float]:
     """Of each prompt, the share of seeds whose answer has the label."""
     labels: dict[str, list[bool]] = {}
     for record in by_seed.values():
-        for prompt, row in record["answers"].get(suite, {}).items():
-            labels.setdefault(prompt, []).append(row["label"] == label)
+        for prompt, said in record["answers"].get(suite, {}).items():
+            labels.setdefault(prompt, []).append(said == label)
     return {prompt: sum(own) / len(own) for prompt, own in labels.items()}
 
 
@@ -254,8 +291,8 @@ def rate(by_seed: Mapping[int, Any], suite: str, label: str) -> Any:
 
     hits, prompts = [], []
     for record in by_seed.values():
-        for prompt, row in record["answers"].get(suite, {}).items():
-            hits.append(row["label"] == label)
+        for prompt, said in record["answers"].get(suite, {}).items():
+            hits.append(said == label)
             prompts.append(prompt)
     return wilson(sum(hits), len(hits)) if len(by_seed) == 1 else clustered(hits, prompts)
 
@@ -353,6 +390,8 @@ def main() -> None:
     )
     parser.add_argument("--rows", type=int, default=Sizes.rows, help="training rows of each kind")
     parser.add_argument("--held-out", type=int, default=Sizes.held_out, help="held-out prompts of each kind")
+    parser.add_argument("--suite-limit", type=int, metavar="N", help="at most N prompts of each --suite")
+    parser.add_argument("--dtype", default="fastest", help="of the base, as for mogu train (default fastest)")
     parser.add_argument("--quick", action="store_true", help="base, v1 and v2, one seed, few rows: under 5 minutes")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure to FILE")
     args = parser.parse_args()
@@ -361,8 +400,8 @@ def main() -> None:
     )
     if strange := [name for name in names if name not in VARIANTS]:
         parser.error(f"unknown variant {strange[0]!r}; choose from {', '.join(VARIANTS)}")
-    sizes = QUICK if args.quick else Sizes(rows=args.rows, held_out=args.held_out)
-    found = measure(args.work, names, range(1 if args.quick else args.seeds), sizes, args.suite)
+    sizes = QUICK if args.quick else Sizes(args.rows, held_out=args.held_out, suite=args.suite_limit)
+    found = measure(args.work, names, range(1 if args.quick else args.seeds), sizes, args.suite, args.dtype)
     print("\n".join(table(found)))
     print()
     judged = list(bars(found))
@@ -374,7 +413,12 @@ def main() -> None:
         content = {
             "benchmark": "pareto",
             "machine": machine(),
-            "settings": {**dataclasses.asdict(sizes), "seeds": 1 if args.quick else args.seeds, "suite": args.suite},
+            "settings": {
+                **dataclasses.asdict(sizes),
+                "seeds": 1 if args.quick else args.seeds,
+                "suite": args.suite,
+                "dtype": args.dtype,
+            },
             "variants": {name: VARIANTS[name][0] for name in names},
             "figures": records(found),
             "bars": judged,
