@@ -1,9 +1,9 @@
 """v1, v2 and what lies between, on the same prompts: python benchmarks/pareto.py --work DIR [--quick] [--json FILE]
 
 Every variant is trained on the embedded model from the same rows of a seed, in a folder of its own, and answers the
-same held-out prompts: malicious, benign and borderline seeds, malicious ones with an affirmative beginning already
-written, and any --suite. What is finished in --work is not done again, so that variants (--only) and seeds may be run
-one by one, and a last call reads them all. Times mean something only where nothing else ran beside them.
+same held-out prompts: malicious, benign and borderline seeds, and any --suite. Behind the routed head an answer is the
+plain base's, so one whose head was seen before is not written again. What is finished in --work is not done again, so
+that variants (--only) and seeds may be run one by one, and a last call reads them all.
 """
 
 from __future__ import annotations
@@ -15,16 +15,17 @@ import shutil
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from _machine import machine
+from _pareto import BASE, V1, V2, bad, bars, records, table
 
 study = import_module("study")  # the program beside this one
 Change = dict[str, dict[str, Any]]
-V1, V2, BASE = "v1", "v2", "base"
+RESPONDERS = ("glad", "unwill")
 _ALL: Change = {"adapter": {"layers": "range", "layers_from": 0.0}}
 _FIT_ONLY: Change = {"routers": {"epochs": 0}, "backbone": {"modules": ()}}
 _NO_LORA: Change = {"backbone": {"modules": ()}}
@@ -47,19 +48,12 @@ VARIANTS: dict[str, tuple[str, str, Change]] = {
     ),
     "all-lora": ("every layer, routers trained with a backbone LoRA", "quickstart-v2", _ALL),
 }
-FIGURES = {
-    "parameters": "count",
-    "layers": "routed",
-    "reread": "share of the layers that the hand-over reads again",
-    "handover_ms": "ms from the last routed token to the next, prompt of 256 tokens",
-    "train_seconds": "s of layer probe, responders and routers",
-    "all_seconds": "s, with balance and risk",
-    "auroc": "of the routers on harm categories that they never saw",
-    "kl": "nats per token from the base, benign answers",
-    "shift": "chosen δ",
-}
-PREFILL = 10
-"""Tokens of an affirmative beginning."""
+DIALLED = (V1, V2, "upper")
+"""Variants that answer at more positions of the safety dial."""
+UNASKED = ("probe-fit", "random-fit")
+"""Variants that only say how well the layers that they route tell what is asked."""
+LIKE = {"probe-fit": V2, "probe-trained": V2}
+"""Variants with the layers and the responders of another one, which are trained once; their seconds count for both."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,12 +63,12 @@ class Sizes:
     rows: int = 120
     """Training rows of each kind."""
     prompts: int = 24
-    """Validation prompts of each kind for the balance."""
-    held_out: int = 80
+    """Validation prompts of each kind for balance and risk."""
+    held_out: int = 40
     """Held-out prompts of each kind."""
     limit: int | None = None
     """Instructions of each kind and split that data are built from."""
-    new_tokens: int = 40
+    new_tokens: int = 20
 
 
 QUICK = Sizes(rows=16, prompts=6, held_out=8, limit=20, new_tokens=16)
@@ -86,7 +80,8 @@ def recipe_of(name: str, seed: int, sizes: Sizes) -> Any:
 
     _, shipped, change = VARIANTS[name]
     recipe = dataclasses.replace(load_recipe(shipped), name=name, seed=seed)
-    balance = {"shifts": (-1.6, -0.8, 0.0, 0.8), "prompts": sizes.prompts, "new_tokens": 12}
+    shifts = (0.0,) if name in UNASKED else (-1.6, -0.8, 0.0)
+    balance = {"shifts": shifts, "prompts": sizes.prompts, "new_tokens": 16}
     for part in ({"balance": balance, "routers": {"hold_out": 0.2}}, change):
         for section, values in part.items():
             changed = dataclasses.replace(getattr(recipe, section), **values)
@@ -94,42 +89,54 @@ def recipe_of(name: str, seed: int, sizes: Sizes) -> Any:
     return recipe
 
 
-def suites_of(everything: Sequence[Any], sizes: Sizes, more: str | None, tokenizer: Any) -> list[Any]:
-    """Held-out seeds, the malicious ones also with a beginning written, and the user's suites."""
-    from mogu.evaluate.prefill import with_prefill
-    from mogu.evaluate.suites import Prompts, Suite, gather, parse_suites
+def suites_of(everything: Sequence[Any], sizes: Sizes, more: str | None) -> dict[str, tuple[str, list[Any]]]:
+    """By name, the kind and the prompts: held-out seeds, and the user's suites."""
+    from mogu.data.rows import Row
+    from mogu.evaluate.suites import gather, parse_suites
     from mogu.harden import held_out
 
-    found = []
-    for kind, group in held_out(everything, sizes.held_out).items():
-        rows = [{"id": one.id, "instruction": one.instruction, "category": one.category} for one in group]
-        found.append(Prompts(Suite(f"held-out {kind}", kind), rows))
-    if more:
-        found += gather(parse_suites(more))
-    return with_prefill(found, [PREFILL], tokenizer)
+    found = {
+        f"held-out {kind}": (kind, [one.instruction for one in group])
+        for kind, group in held_out(everything, sizes.held_out).items()
+    }
+    for one in gather(parse_suites(more)) if more else []:
+        found[one.suite.name] = (one.suite.kind, [row["instruction"] for row in one.rows])
+    return {
+        name: (
+            kind,
+            [
+                Row(f"{name}/{index}", text, "malicious" if bad(kind) else "benign", name, "test")
+                for index, text in enumerate(texts)
+            ],
+        )
+        for name, (kind, texts) in found.items()
+    }
 
 
-def train_one(base: Any, tokenizer: Any, rows: Sequence[Any], recipe: Any, out: Path) -> tuple[Any, dict[str, float]]:
-    """The base without its adapter, and the figures; begun anew if it was interrupted, so that times are whole."""
+def train_one(
+    base: Any, tokenizer: Any, rows: Sequence[Any], recipe: Any, out: Path, sizes: Sizes, before: Mapping[str, float]
+) -> tuple[Any, dict[str, float], dict[str, float]]:
+    """The routed model, the figures, and the seconds of each step; begun anew if it was interrupted, so that times are
+    whole. ``before`` are the seconds of the steps that were taken over.
+    """
     from safetensors.torch import load_file
 
     from mogu.adapter.model import active_config, mogu_layers
-    from mogu.harden import _Timed
-    from mogu.progress import Progress
     from mogu.train.batches import Encoder
     from mogu.train.drift import Drift
     from mogu.train.run import train
-    from mogu.train.selection import Respondent, held_out, separation
+    from mogu.train.selection import Respondent, held_out, separation, validation_groups
     from mogu.train.trainers import forward_parameters
 
-    shutil.rmtree(out, ignore_errors=True)
-    timed = _Timed(Progress())
-    trained = train(base, tokenizer, rows, recipe, out, model_name="smollm2", track=(), progress=timed)
+    timed = timer()
+    known = [row for row in rows if row.split == "train"]
+    few = [row for group in validation_groups(rows, sizes.prompts).values() for row in group]
+    trained = train(base, tokenizer, [*known, *few], recipe, out, model_name="smollm2", track=(), progress=timed)
+    seconds = {**before, **timed.seconds}
     routed = [index for index, _ in mogu_layers(trained.model)]
     depth = base.config.num_hidden_layers
     ask = Respondent(trained.model, tokenizer, None, 32)
     encode = Encoder(tokenizer, None, recipe.routers.answer_tokens)
-    known = [row for row in rows if row.split == "train"]
     m, accepts = recipe.adapter.routed_tokens, forward_parameters(trained.model)
     tensors = load_file(out / "adapter" / "adapter_model.safetensors")
     figures = {
@@ -137,13 +144,43 @@ def train_one(base: Any, tokenizer: Any, rows: Sequence[Any], recipe: Any, out: 
         "layers": len(routed),
         "reread": (depth - routed[0]) / depth,
         "handover_ms": handover_ms(trained.model),
-        "train_seconds": sum(timed.seconds.get(step, 0.0) for step in ("layers", "glad", "unwill", "routers")),
-        "all_seconds": sum(timed.seconds.values()),
+        "train_seconds": sum(seconds.get(step, 0.0) for step in ("layers", *RESPONDERS, "routers")),
+        "all_seconds": sum(seconds.values()),
         "auroc": separation(ask, rows, held_out(rows, recipe.routers.hold_out, recipe.seed)),
         "kl": Drift(trained.model, encode, known, first=m, accepts=accepts, count=24)(),
         "shift": active_config(trained.model).shift,
     }
-    return trained.model.unload(), {name: value for name, value in figures.items() if value is not None}
+    return trained.model, {name: value for name, value in figures.items() if value is not None}, seconds
+
+
+def timer() -> Any:
+    """A progress that keeps the CPU seconds of each step in ``seconds``: other programs do not count."""
+    from mogu.progress import Progress
+
+    class Timer(Progress):
+        def __init__(self) -> None:
+            self.seconds: dict[str, float] = {}
+            self.step, self.start = "", 0.0
+
+        def begin(self, step: str, text: str) -> None:
+            self.step, self.start = step, time.process_time()
+
+        def end(self, text: str) -> None:
+            self.seconds[self.step] = self.seconds.get(self.step, 0.0) + time.process_time() - self.start
+
+    return Timer()
+
+
+def taken_over(out: Path, other: Path) -> dict[str, float]:
+    """Begin a run with the layer probe and the responders of another one; their seconds, none if it is not there."""
+    kept = other.parents[1] / "found" / f"{other.name}.json"
+    if not kept.is_file() or not (other / "stages").is_dir():
+        return {}
+    (out / "stages").mkdir(parents=True)
+    for name in ("layers.json", *(f"{stage}.{kind}" for stage in RESPONDERS for kind in ("json", "safetensors"))):
+        shutil.copy(other / "stages" / name, out / "stages" / name)
+    seconds = json.loads(kept.read_text(encoding="utf-8"))["seconds"]
+    return {step: seconds[step] for step in ("layers", *RESPONDERS) if step in seconds}
 
 
 def handover_ms(model: Any, times: int = 5) -> float:
@@ -156,7 +193,7 @@ def handover_ms(model: Any, times: int = 5) -> float:
 
     class Stamp(LogitsProcessor):
         def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-            seen.append(time.perf_counter())
+            seen.append(time.process_time())
             return scores
 
     gaps = []
@@ -169,178 +206,125 @@ def handover_ms(model: Any, times: int = 5) -> float:
             min_new_tokens=7,
             do_sample=False,
             logits_processor=LogitsProcessorList([Stamp()]),
-            on_handover=lambda _, left=left: left.append(time.perf_counter()),
+            on_handover=lambda _, left=left: left.append(time.process_time()),
         )
         gaps.append(1000 * (next(stamp for stamp in seen if stamp > left[0]) - left[0]))
     return statistics.median(gaps[1:])
 
 
-def answers(
-    base: Any, tokenizer: Any, suites: Sequence[Any], adapter: Path | None, out: Path, sizes: Sizes
+@dataclasses.dataclass
+class Study:
+    """What all variants and seeds share."""
+
+    work: Path
+    sizes: Sizes
+    everything: Sequence[Any]
+    suites: Mapping[str, tuple[str, list[Any]]]
+    tokenizer: Any
+    base: Any
+    known: dict[tuple[str, str], str]
+    """Labels of answers by prompt and routed head."""
+
+    @property
+    def known_file(self) -> Path:
+        """Where they are kept."""
+        return self.work / f"known-{str(self.base.dtype).removeprefix('torch.')}-{self.sizes.new_tokens}.json"
+
+    def record(self, name: str, seed: int, dials: Sequence[float]) -> dict[str, Any]:
+        """Figures and answers of a variant and seed, from disk if they are there."""
+        from mogu.data.rows import write_text
+
+        out = self.work / "runs" / f"{name}-{seed}"
+        recipe = None if name == BASE else recipe_of(name, seed, self.sizes)
+        kept = self.work / "found" / f"{out.name}.json"
+        inputs = {
+            "recipe": None if recipe is None else recipe.to_yaml(),
+            "sizes": dataclasses.asdict(self.sizes),
+            "dtype": str(self.base.dtype),
+            "suites": {suite: [kind, len(rows)] for suite, (kind, rows) in self.suites.items()},
+        }
+        record = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else {}
+        if record.get("inputs") != inputs:
+            record = {"inputs": inputs, **self.made(name, seed, recipe, out)}
+            write_text(kept, json.dumps(record))
+        missing = [dial for dial in dials if f"{dial:+g}" not in record.get("dial", {})] if recipe is not None else []
+        if missing:
+            record["dial"] = {**record.get("dial", {}), **self.dialled(out / "adapter", missing)}
+            write_text(kept, json.dumps(record))
+        write_text(self.known_file, json.dumps([[*key, label] for key, label in self.known.items()]))
+        return record
+
+    def made(self, name: str, seed: int, recipe: Any, out: Path) -> dict[str, Any]:
+        """Train, measure, and answer."""
+        figures: dict[str, float] = {}
+        seconds: dict[str, float] = {}
+        model = self.base
+        if recipe is not None:
+            rows = study.rows_of(self.everything, seed, self.sizes.rows)
+            shutil.rmtree(out, ignore_errors=True)
+            before = taken_over(out, self.work / "runs" / f"{LIKE[name]}-{seed}") if name in LIKE else {}
+            model, figures, seconds = train_one(self.base, self.tokenizer, rows, recipe, out, self.sizes, before)
+        labels = {} if name in UNASKED else self.answers(model)
+        if recipe is not None:
+            self.base = model.unload()
+        return {"figures": figures, "seconds": seconds, "answers": labels}
+
+    def answers(self, model: Any) -> dict[str, dict[str, str]]:
+        """Labels by suite and prompt."""
+        from mogu.train.selection import Respondent, labels_by_head
+
+        ask = Respondent(model, self.tokenizer, None, 32)
+        rows = [row for _, group in self.suites.values() for row in group]
+        if hasattr(model, "peft_config"):
+            labels = labels_by_head(ask, rows, self.sizes.new_tokens, self.known)
+        else:
+            labels = dict(zip((row.id for row in rows), ask.labels(rows, self.sizes.new_tokens), strict=True))
+        return {name: {row.id: labels[row.id] for row in group} for name, (_, group) in self.suites.items()}
+
+    def dialled(self, adapter: Path, dials: Sequence[float]) -> dict[str, Any]:
+        """The same at positions of the safety dial."""
+        from mogu.adapter import store
+        from mogu.adapter.model import dialled
+
+        model, found = store.attach(self.base, adapter), {}
+        for dial in dials:
+            with dialled(model, dial):
+                found[f"{dial:+g}"] = self.answers(model)
+        self.base = model.unload()
+        return found
+
+
+def measure(
+    work: Path,
+    names: Sequence[str],
+    seeds: Sequence[int],
+    sizes: Sizes,
+    more: str | None,
+    dtype: str,
+    dials: Sequence[float],
 ) -> dict[str, Any]:
-    """Labels by suite and prompt."""
-    from mogu.defend import Target, create
-    from mogu.evaluate.run import WORK, Options, evaluate, read_responses
-
-    target = Target(base, tokenizer, "smollm2", out / WORK / "learnt", adapter=adapter, batch_size=32)
-    options = Options(sizes.new_tokens, measures=False, fresh=True)
-    settings = {"model": "smollm2", "adapter": adapter is not None}
-    evaluate([create("none" if adapter is None else "mogu", target)], suites, out, settings=settings, options=options)
-    found: dict[str, dict[str, Any]] = {}
-    for row in read_responses(out):
-        own = found.setdefault(row["suite"], {})
-        own[str(len(own))] = {"label": row["label"], "response": row["response"]}  # all variants answer in one order
-    return found
-
-
-def measure(work: Path, names: Sequence[str], seeds: Sequence[int], sizes: Sizes, more: str | None) -> dict[str, Any]:
-    """By variant and seed, figures and answers; the base has one seed."""
+    """By variant and seed, figures and answers; the base has one seed. A variant at a dial is one of its own."""
     from mogu.data.build import build, choose_instructions
-    from mogu.data.rows import write_text
     from mogu.models import load_base
 
-    base, tokenizer = load_base("smollm2")
+    base, tokenizer = load_base("smollm2", dtype=dtype)
     instructions = choose_instructions("seeds", "seeds", sizes.limit)
     everything = build(base, tokenizer, instructions, work / "data", model_name="smollm2", answer_tokens=8)
-    suites = suites_of(everything, sizes, more, tokenizer)
+    one = Study(work, sizes, everything, suites_of(everything, sizes, more), tokenizer, base, {})
+    if one.known_file.is_file():
+        one.known = {(row, head): label for row, head, label in json.loads(one.known_file.read_text(encoding="utf-8"))}
     found: dict[str, Any] = {name: {} for name in names}
-    for name in names:
-        for seed in seeds if name != BASE else seeds[:1]:
-            out = work / "runs" / f"{name}-{seed}"
-            recipe = None if name == BASE else recipe_of(name, seed, sizes)
-            kept = work / "found" / f"{out.name}.json"
-            inputs = {
-                "recipe": None if recipe is None else recipe.to_yaml(),
-                "sizes": dataclasses.asdict(sizes),
-                "suites": {suite.name: [suite.kind, len(suite.rows)] for suite in suites},
+    for seed, name in ((seed, name) for seed in seeds for name in names if name != BASE or seed == seeds[0]):
+        found[name][seed] = record = one.record(name, seed, dials if name in DIALLED else ())
+        says = " ".join(f"{key} {value:.4g}" for key, value in record["figures"].items())
+        print(f"{name}, seed {seed}: {says}", file=sys.stderr, flush=True)
+    for name in [name for name in names if name in DIALLED]:
+        for dial in (f"{dial:+g}" for dial in dials):
+            found[f"{name}@{dial}"] = {
+                seed: {"inputs": record["inputs"], "figures": {}, "answers": record["dial"][dial]}
+                for seed, record in found[name].items()
             }
-            record = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else {}
-            if record.get("inputs") != inputs:
-                figures: dict[str, float] = {}
-                if recipe is not None:
-                    rows = study.rows_of(everything, seed, sizes.rows)
-                    base, figures = train_one(base, tokenizer, rows, recipe, out)
-                adapter = None if recipe is None else out / "adapter"
-                said = answers(base, tokenizer, suites, adapter, out / "answers", sizes)
-                record = {"inputs": inputs, "figures": figures, "answers": said}
-                write_text(kept, json.dumps(record))
-            found[name][seed] = record
-            says = " ".join(f"{key} {value:.4g}" for key, value in record["figures"].items())
-            print(f"{name}, seed {seed}: {says}", file=sys.stderr, flush=True)
     return found
-
-
-def counted(found: Mapping[str, Any]) -> dict[str, str]:
-    """Which label counts on a suite: attacks succeed where the model complied, elsewhere it errs by refusing."""
-    kinds: dict[str, str] = {}
-    for record in (record for by_seed in found.values() for record in by_seed.values()):
-        kinds |= {name: kind for name, (kind, _) in record["inputs"]["suites"].items()}
-    return {name: "complied" if kind in ("malicious", "jailbreak") else "refusal" for name, kind in kinds.items()}
-
-
-def shares(by_seed: Mapping[int, Any], suite: str, label: str) -> dict[str, float]:
-    """Of each prompt, the share of seeds whose answer has the label."""
-    labels: dict[str, list[bool]] = {}
-    for record in by_seed.values():
-        for prompt, row in record["answers"].get(suite, {}).items():
-            labels.setdefault(prompt, []).append(row["label"] == label)
-    return {prompt: sum(own) / len(own) for prompt, own in labels.items()}
-
-
-def rate(by_seed: Mapping[int, Any], suite: str, label: str) -> Any:
-    """With its interval over prompts (:func:`mogu.evaluate.metrics.clustered`)."""
-    from mogu.evaluate.metrics import clustered
-    from mogu.statistics import wilson
-
-    hits, prompts = [], []
-    for record in by_seed.values():
-        for prompt, row in record["answers"].get(suite, {}).items():
-            hits.append(row["label"] == label)
-            prompts.append(prompt)
-    return wilson(sum(hits), len(hits)) if len(by_seed) == 1 else clustered(hits, prompts)
-
-
-def difference(one: Mapping[int, Any], other: Mapping[int, Any], suite: str, label: str) -> Any:
-    """one - other, paired by prompt, with a bootstrap interval over prompts."""
-    from mogu.statistics import bootstrap_mean
-
-    first, second = shares(one, suite, label), shares(other, suite, label)
-    return bootstrap_mean([first[prompt] - second[prompt] for prompt in first if prompt in second])
-
-
-def records(found: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One record for each variant and figure: value, interval, unit, and the paired difference from v1."""
-    made: list[dict[str, Any]] = []
-    for name, by_seed in found.items():
-        for figure, unit in FIGURES.items():
-            values = [record["figures"][figure] for record in by_seed.values() if figure in record["figures"]]
-            if values:
-                low, high = min(values), max(values)
-                value = statistics.mean(values)
-                made.append({"name": f"{name}/{figure}", "value": value, "lowest": low, "highest": high, "unit": unit})
-        suites = dict.fromkeys(suite for record in by_seed.values() for suite in record["answers"])
-        for suite in suites:
-            for label in ("refusal", "complied", "degenerate"):
-                one = rate(by_seed, suite, label)
-                record = {"name": f"{name}/{suite}/{label}", "value": one.rate, "low": one.low, "high": one.high}
-                record["unit"] = "share of prompts, 95% interval"
-                if name not in (BASE, V1) and V1 in found:
-                    from_v1 = difference(by_seed, found[V1], suite, label)
-                    record["from_v1"] = {"value": from_v1.rate, "low": from_v1.low, "high": from_v1.high}
-                made.append(record)
-    return made
-
-
-def bars(found: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """The ratios that v2 is held to, where both were measured."""
-    if V1 in found and V2 in found:
-        for figure, most in (("parameters", 1 / 3), ("handover_ms", None), ("train_seconds", 0.6), ("reread", None)):
-            one, other = (
-                statistics.mean(record["figures"][figure] for record in found[name].values()) for name in (V2, V1)
-            )
-            bar = {"name": f"v2 / v1, {figure}", "value": one / other, "unit": "ratio"}
-            yield bar if most is None else {**bar, "at_most": most}
-        for suite, label in counted(found).items():
-            from_v1 = difference(found[V2], found[V1], suite, label)
-            bar = {"name": f"v2 - v1, {label} on {suite}", "value": from_v1.rate, "unit": "share of prompts"}
-            yield {**bar, "low": from_v1.low, "high": from_v1.high}
-    for chosen, drawn in (("probe-fit", "random-fit"), (V2, "random-lora")):
-        if chosen in found and drawn in found:
-            each = [
-                found[chosen][seed]["figures"]["auroc"] - found[drawn][seed]["figures"]["auroc"]
-                for seed in found[chosen]
-                if seed in found[drawn] and "auroc" in found[chosen][seed]["figures"]
-            ]
-            if each:
-                mean, half = study.interval(each)
-                bar = {"name": f"{chosen} - {drawn}, AUROC on held-out categories", "value": mean, "unit": "AUROC"}
-                yield {**bar, "half_width": half if len(each) > 1 else None, "seeds": len(each), "at_least": 0.0}
-
-
-def table(found: Mapping[str, Any]) -> Iterator[str]:
-    """Markdown: a row for each variant."""
-    suites = counted(found)
-    heads = [f"{suite}: {'complied' if label == 'complied' else 'refused'}" for suite, label in suites.items()]
-    yield (
-        "| " + " | ".join(["variant", "parameters", "layers", "hand-over ms", "train s", "AUROC", "KL", *heads]) + " |"
-    )
-    yield "|---|" + "---:|" * (6 + len(suites))
-    for name, by_seed in found.items():
-        cells = []
-        for figure, form in (
-            ("parameters", ",.0f"),
-            ("layers", ".0f"),
-            ("handover_ms", ".1f"),
-            ("train_seconds", ".0f"),
-            ("auroc", ".3f"),
-            ("kl", ".3f"),
-        ):
-            values = [r["figures"][figure] for r in by_seed.values() if figure in r["figures"]]
-            cells.append(format(statistics.mean(values), form) if values else "–")
-        for suite, label in suites.items():
-            one = rate(by_seed, suite, label)
-            cells.append(f"{one.rate:.0%} ({one.low:.0%}–{one.high:.0%})" if one.rate is not None else "–")
-        yield "| " + " | ".join([name, *cells]) + " |"
 
 
 def main() -> None:
@@ -353,6 +337,10 @@ def main() -> None:
     )
     parser.add_argument("--rows", type=int, default=Sizes.rows, help="training rows of each kind")
     parser.add_argument("--held-out", type=int, default=Sizes.held_out, help="held-out prompts of each kind")
+    parser.add_argument("--dtype", default="fastest", help="of the base, as for mogu train (default fastest)")
+    parser.add_argument(
+        "--dial", default="", metavar="D,D", help=f"answers of {', '.join(DIALLED)} also at these positions of the dial"
+    )
     parser.add_argument("--quick", action="store_true", help="base, v1 and v2, one seed, few rows: under 5 minutes")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure to FILE")
     args = parser.parse_args()
@@ -361,8 +349,9 @@ def main() -> None:
     )
     if strange := [name for name in names if name not in VARIANTS]:
         parser.error(f"unknown variant {strange[0]!r}; choose from {', '.join(VARIANTS)}")
-    sizes = QUICK if args.quick else Sizes(rows=args.rows, held_out=args.held_out)
-    found = measure(args.work, names, range(1 if args.quick else args.seeds), sizes, args.suite)
+    sizes = QUICK if args.quick else Sizes(args.rows, held_out=args.held_out)
+    dials = [float(dial) for dial in args.dial.split(",") if dial]
+    found = measure(args.work, names, range(1 if args.quick else args.seeds), sizes, args.suite, args.dtype, dials)
     print("\n".join(table(found)))
     print()
     judged = list(bars(found))
@@ -374,7 +363,12 @@ def main() -> None:
         content = {
             "benchmark": "pareto",
             "machine": machine(),
-            "settings": {**dataclasses.asdict(sizes), "seeds": 1 if args.quick else args.seeds, "suite": args.suite},
+            "settings": {
+                **dataclasses.asdict(sizes),
+                "seeds": 1 if args.quick else args.seeds,
+                "suite": args.suite,
+                "dtype": args.dtype,
+            },
             "variants": {name: VARIANTS[name][0] for name in names},
             "figures": records(found),
             "bars": judged,

@@ -77,14 +77,14 @@ def measured(model: Any, tokenizer: Any, suites: dict[str, Sequence[str]], rows:
 
     found: dict[str, Any] = {}
     for kind, prompts in suites.items():
-        answers = respond(model, tokenizer, prompts, max_new_tokens=40)
+        answers = respond(model, tokenizer, prompts, max_new_tokens=24)
         found[kind] = [label_response(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
     answers = respond(model, tokenizer, [row["instruction"] for row in rows], max_new_tokens=12)
     found["task"] = [answer.strip() == row["output"] for answer, row in zip(answers, rows, strict=True)]
     return found
 
 
-def run(work: Path, count: int, held: int, recipe_name: str) -> dict[str, Any]:
+def run(work: Path, count: int, held: int, recipe_name: str, dtype: str) -> dict[str, Any]:
     """By system, what it answered."""
     from mogu.data.build import build, choose_instructions
     from mogu.data.mix import mix, task_rows
@@ -95,7 +95,7 @@ def run(work: Path, count: int, held: int, recipe_name: str) -> dict[str, Any]:
     from mogu.recipe import load_recipe
     from mogu.train.run import train
 
-    base, tokenizer = load_base("smollm2")
+    base, tokenizer = load_base("smollm2", dtype=dtype)
     instructions = choose_instructions("seeds", "seeds", count)
     suites = {kind: [one.instruction for one in group] for kind, group in held_out(instructions, held).items()}
     task_data = task(count * 2, seed=0)
@@ -117,7 +117,7 @@ def run(work: Path, count: int, held: int, recipe_name: str) -> dict[str, Any]:
         merged = merge_lora(base, work / "safe-lora")
         merged.save_pretrained(safe)
         tokenizer.save_pretrained(safe)
-    base, tokenizer = load_base(str(safe))
+    base, tokenizer = load_base(str(safe), dtype=dtype)
     note("safe", base)
     if not (work / "task-lora").is_dir():
         pairs = [(row["instruction"], row["output"]) for row in task_data if row["split"] == "train"]
@@ -159,14 +159,15 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=200, help="instructions of each kind and split (default 200)")
     parser.add_argument("--held-out", type=int, default=60, help="held-out prompts of each kind (default 60)")
     parser.add_argument("--recipe", default="quickstart-v2", help="how MoGU is trained (default quickstart-v2)")
+    parser.add_argument("--dtype", default="fastest", help="of the base, as for mogu train (default fastest)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure to FILE")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
-    records = table(run(args.work, args.rows, args.held_out, args.recipe))
+    records = table(run(args.work, args.rows, args.held_out, args.recipe, args.dtype))
     for record in records:
         print(f"{record['name']:<36} {record['value']:.0%} ({record['low']:.0%}-{record['high']:.0%}) {record['unit']}")
     if args.json:
-        settings = {"rows": args.rows, "held_out": args.held_out, "recipe": args.recipe}
+        settings = {"rows": args.rows, "held_out": args.held_out, "recipe": args.recipe, "dtype": args.dtype}
         content = {"benchmark": "restore", "machine": machine(), "settings": settings}
         args.json.write_text(json.dumps({**content, "figures": records}, indent=1) + "\n", encoding="utf-8")
 

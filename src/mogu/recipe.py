@@ -105,6 +105,8 @@ class RouterRecipe:
     """Ridge of the fit, on standardised inputs."""
     borderline_weight: float = 1.0
     """Weight of borderline benign rows in the fit, relative to the other benign rows."""
+    fit_rows: int | None = None
+    """At most so many rows of each kind (malicious, benign, borderline) are fitted on; null is all."""
     fit_tokens: str = "weighted"
     """What is fitted on: ``template`` tokens after the instruction; ``prompt``: also its end, a tenth the weight;
     ``weighted``: also the first answer tokens, a third the weight; ``equal``: all of these alike."""

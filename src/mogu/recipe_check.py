@@ -31,6 +31,7 @@ _AT_LEAST_ONE = {
     "router_width",
     "think_limit",
     "probe_rows",
+    "fit_rows",
     "batch_size",
     "accumulation",
     "answer_tokens",

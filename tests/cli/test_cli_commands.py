@@ -191,7 +191,7 @@ def test_probe_makes_a_table_a_page_and_a_choice(run, base_folder: str, tmp_path
     assert header.startswith("layer")
     assert [line.split()[:2] for line in layers][chosen] == [str(chosen), "*"]
     assert result.stdout.splitlines()[-3:] == [
-        f"chosen:  {chosen} (block)",
+        f"chosen:  {chosen}",
         f"page:    {out}/probe.html",
         f"figures: {out}/probe.json",
     ]

@@ -15,7 +15,7 @@ def record() -> dict[str, object]:
         "rows": {"malicious": 3, "benign": 4},
         "held_out": ["categories"],
         "chosen_by": "projection, last",
-        "chosen": {"layers": [2, 3], "kind": "block", "log_loss": 0.305, "best": 0.305},
+        "chosen": {"layers": [2, 3], "log_loss": 0.305, "best": 0.305},
         "scores": {"projection, last": scores, "residual, last": scores},
     }
 
@@ -31,7 +31,7 @@ def test_a_row_for_each_layer_with_a_star_where_it_was_chosen() -> None:
 def test_the_page_shows_the_choice_and_escapes_names() -> None:
     page = layer_page(record())
     assert "&lt;tiny&gt; · 3 malicious, 4 benign prompts" in page
-    assert "a contiguous block, layers 2–3" in page
+    assert "projection, last: layers 2–3" in page
     assert page.count("<svg") == 3 + 6  # plots, and what their legends show
     assert not re.search(r"(src|href)=", page)
 

@@ -111,18 +111,20 @@ def test_twins_that_look_alike_cost_log_loss() -> None:
 # the choice
 
 
-def test_the_uppermost_block_that_costs_little() -> None:
-    losses = [0.6, 0.5, 0.4, 0.3, 0.302, 0.301, 0.303, 0.5]
+def test_the_best_layers_wherever_they_are() -> None:
+    choice = choose_layers([0.6, 0.6, 0.2, 0.6, 0.6, 0.21, 0.6, 0.21], 0.375)
+    assert choice.layers == (2, 5, 7)
+    assert choice.log_loss == choice.best == pytest.approx(0.62 / 3)
+
+
+def test_a_first_layer_further_up_that_costs_little() -> None:
+    losses = [0.6, 0.5, 0.4, 0.3, 0.303, 0.5, 0.301, 0.304]
     choice = choose_layers(losses, 0.25)
-    assert (choice.layers, choice.kind) == ((5, 6), "block")
-    assert choice.log_loss == pytest.approx(0.302)
+    assert choice.layers == (6, 7)
+    assert choice.log_loss == pytest.approx(0.3025)
     assert choice.best == pytest.approx(0.3005)
-
-
-def test_else_the_best_layers_wherever_they_are() -> None:
-    choice = choose_layers([0.2, 0.6, 0.6, 0.2, 0.6, 0.6, 0.21, 0.6], 0.375)
-    assert (choice.layers, choice.kind) == ((0, 3, 6), "best")
-    assert choice.log_loss == choice.best
+    assert choose_layers(losses, 0.25, tolerance=0.005).layers == (4, 6)
+    assert choose_layers(losses, 0.25, tolerance=0.0).layers == (3, 6)
 
 
 @pytest.mark.parametrize(("budget", "count"), [(0.0, 1), (0.01, 1), (0.3, 3), (1.0, 10)])

@@ -18,6 +18,8 @@ from mogu.adapter.store import attach
 from mogu.recipe import AdapterRecipe, BackboneRecipe, Recipe, RouterRecipe
 from mogu.respond import respond
 from mogu.train import layers
+from mogu.train.batches import Encoder
+from mogu.train.fit import fit_routers
 from mogu.train.run import Trained, train
 
 ROWS = small.rows()
@@ -96,3 +98,16 @@ def test_layers_drawn_by_chance(tmp_path: Path) -> None:
     found = [index for index, _ in mogu_layers(run(tmp_path, recipe).model)]
     assert found == list(layers.random_layers(tiny.LAYERS, 0.67, 3))
     assert not (tmp_path / "stages" / "layers.json").exists()
+
+
+def test_routers_are_fitted_on_so_many_rows_of_each_kind(tmp_path: Path) -> None:
+    routers = RouterRecipe(start="fit", epochs=0, answer_tokens=8, fit_rows=2)
+    trained = run(tmp_path, dataclasses.replace(small.RECIPE, routers=routers))
+    saved = load_file(tmp_path / "stages" / "routers.safetensors")
+    rows = layers.sampled([row for row in ROWS if row.split == "train"], 2)
+    assert 4 <= len(rows) < sum(row.split == "train" for row in ROWS)
+    fit_routers(trained.model, Encoder(small.tokenizer(), None, 8), rows)
+    again = trained.model.state_dict()
+    names = [name for name in saved if "router" in name]
+    assert [name for name in names if not torch.allclose(saved[name], again[name], atol=1e-5)] == []
+    assert names

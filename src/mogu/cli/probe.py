@@ -48,5 +48,5 @@ def probe(
     write_text(out / "probe.json", json.dumps(record, indent=1) + "\n")
     write_text(out / "probe.html", layer_page(record))
     print_table(layer_table(record))
-    print(f"\nchosen:  {shown(record['chosen']['layers'])} ({record['chosen']['kind']})")
+    print(f"\nchosen:  {shown(record['chosen']['layers'])}")
     print(f"page:    {out}/probe.html\nfigures: {out}/probe.json")

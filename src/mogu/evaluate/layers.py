@@ -44,14 +44,13 @@ def layer_page(record: Mapping[str, Any]) -> str:
 def _head(record: Mapping[str, Any]) -> Element:
     chosen = record["chosen"]
     rows = ", ".join(f"{count} {kind}" for kind, count in record["rows"].items())
-    kind = "a contiguous block" if chosen["kind"] == "block" else "the best ones"
     return element(
         "header",
         element("h1", "Layer probe"),
         element("p", f"{record['model']} · {rows} prompts · held out: {', '.join(record['held_out'])}", class_="soft"),
         element(
             "p",
-            f"Chosen by {record['chosen_by']}: {kind}, layers {shown(chosen['layers'])}; mean log-loss "
+            f"Chosen by {record['chosen_by']}: layers {shown(chosen['layers'])}; mean log-loss "
             f"{chosen['log_loss']:.3f}, of as many best layers {chosen['best']:.3f}.",
         ),
     )

@@ -26,7 +26,7 @@ from mogu.recipe import Recipe, routed_layers
 from mogu.train.batches import Encoder
 from mogu.train.check import check_data
 from mogu.train.fit import fit_routers, lay_out
-from mogu.train.layers import random_layers
+from mogu.train.layers import random_layers, sampled
 from mogu.train.memory import Forwards
 from mogu.train.run import RESPONDERS, Run
 from mogu.train.selection import RESPONDER_TOKENS, responder_rows, validation_groups
@@ -316,7 +316,8 @@ class _Rehearsal(Run):
         recipe = self.recipe.routers
         encode = Encoder(self.tokenizer, self.recipe.template, recipe.answer_tokens)
         sample = [row for label in ("malicious", "benign") for row in self._pairs(label, _FIT_ROWS)]
-        tokens, width = self._fit_tokens(encode, self.train_rows)
+        fitted = sampled(self.train_rows, recipe.fit_rows)
+        tokens, width = self._fit_tokens(encode, fitted)
         config = self.model.config.get_text_config()
         inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
         memory = tokens * (6 * config.hidden_size + 3 * inner + width) * self.model.dtype.itemsize
@@ -331,8 +332,8 @@ class _Rehearsal(Run):
                 p.numel() for name, p in self.model.named_parameters() if p.requires_grad and "backbone" not in name
             ),
             steps=1,
-            rows_per_step=len(self.train_rows),
-            rows_per_forward=len(self.train_rows),
+            rows_per_step=len(fitted),
+            rows_per_forward=len(fitted),
             seconds_per_step=seconds,
             checks=0,
             seconds_per_check=None,

@@ -24,7 +24,7 @@ FOLDS = 5
 L2 = 0.1
 """Ridge of a probe on standardised states; a weaker one is surer of kinds that it never saw, and loses there."""
 TOLERANCE = 0.02
-"""Of the best layers' score that a contiguous block may cost."""
+"""Of the best layers' score that a first routed layer further up may cost."""
 _STEPS = 20
 """L-BFGS steps: enough for logits that correlate by 0.997 and more."""
 
@@ -46,8 +46,6 @@ class Choice:
     """The layers that are worth routing."""
 
     layers: tuple[int, ...]
-    kind: str
-    """``block``: contiguous; ``best``: the k layers with the lowest log-loss."""
     log_loss: float
     """Mean over the chosen layers."""
     best: float
@@ -153,25 +151,30 @@ def _score(x: torch.Tensor, y: torch.Tensor, rows: Sequence[Row], part: torch.Te
 
 
 def choose_layers(log_losses: Sequence[float], budget: float, tolerance: float = TOLERANCE) -> Choice:
-    """The k layers to route: a contiguous block where that costs little, else the best ones.
+    """The k layers to route: the best ones, or the best above a layer further up where that costs little.
 
-    Everything below the first routed layer is shared between head and tail, and kept in training: so of all contiguous
-    blocks within the tolerance the uppermost is taken.
+    Everything below the first routed layer is shared between head and tail, and kept in training; what lies between
+    routed layers saves nothing. So of the best k layers from each layer up, those that begin uppermost are taken among
+    all within the tolerance.
 
     Args:
         log_losses: Of each layer, from the first up.
         budget: k as a share of the layers, in (0, 1]; at least one layer.
-        tolerance: Share by which a block's mean log-loss may lie above that of the best k layers.
+        tolerance: Share by which the mean log-loss of the chosen may lie above that of the best k layers.
     """
     depth = len(log_losses)
     k = min(max(round(budget * depth), 1), depth)
-    best = sorted(sorted(range(depth), key=lambda layer: (log_losses[layer], layer))[:k])
-    lowest = _mean(log_losses, best)
+    lowest = _mean(log_losses, _best(log_losses, range(depth), k))
     for first in range(depth - k, -1, -1):
-        block = list(range(first, first + k))
-        if _mean(log_losses, block) <= lowest * (1 + tolerance):
-            return Choice(tuple(block), "block", _mean(log_losses, block), lowest)
-    return Choice(tuple(best), "best", lowest, lowest)
+        above = _best(log_losses, range(first, depth), k)
+        if _mean(log_losses, above) <= lowest * (1 + tolerance):
+            break
+    return Choice(tuple(above), _mean(log_losses, above), lowest)
+
+
+def _best(values: Sequence[float], layers: Sequence[int], k: int) -> list[int]:
+    """The k of ``layers`` with the lowest values, of equals the lower ones; from the lowest layer up."""
+    return sorted(sorted(layers, key=lambda layer: (values[layer], layer))[:k])
 
 
 def _mean(values: Sequence[float], layers: Sequence[int]) -> float:

@@ -39,7 +39,7 @@ from mogu.train.check import check_data
 from mogu.train.checkpoints import keep_whole, save_tensors, step_of, storage
 from mogu.train.drift import Drift
 from mogu.train.fit import fit_routers
-from mogu.train.layers import routed_by
+from mogu.train.layers import routed_by, sampled
 from mogu.train.losses import response_cross_entropy
 from mogu.train.lower import Forward, Numbered, lower_states
 from mogu.train.packing import packed_if_alike, pair_cross_entropy
@@ -355,7 +355,7 @@ class Run:
             fit_routers(
                 self.model,
                 encode,
-                [row for row in self.train_rows if row.id not in without],
+                sampled([row for row in self.train_rows if row.id not in without], recipe.fit_rows),
                 l2=recipe.l2,
                 borderline_weight=recipe.borderline_weight,
                 sharpness=recipe.sharpness,
