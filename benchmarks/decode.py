@@ -31,8 +31,9 @@ NEW = 128
 """New tokens of an answer."""
 ROUTED = 5
 """m, of which so many are routed."""
-FIRST_ROUNDS = 15
-"""Turns of every contender for the time to the first token of the case of the bars."""
+SHORT_ROUNDS, SHORT_NEW = 12, 10
+"""Short answers of every contender, and their tokens: times of the first token and of a head step differ by less than
+long answers drift."""
 UPPER = 0.45
 """Share of the depth below which the contender ``upper`` routes nothing; as in the default recipe."""
 
@@ -116,10 +117,13 @@ def work(name: str) -> None:
         with torch.no_grad():
             decode(ids, ticks, new)
         end, cpu = time.perf_counter(), time.process_time() - cpu
-        if new == 1:
-            print(json.dumps({"first": ticks.times[1] - start}), flush=True)
-            continue
         steps = [after - before for before, after in pairwise(ticks.times[1:])]
+        if new < NEW:
+            short = {"first": ticks.times[1] - start}
+            if name in ("routed", "base"):
+                short["head_step"] = statistics.median(steps)
+            print(json.dumps(short), flush=True)
+            continue
         result = {
             "total": end - start,
             "cpu": cpu,
@@ -323,14 +327,15 @@ def measure(names: Sequence[str], cases: Sequence[Case], rounds: int, quick: boo
                         continue
                     found.setdefault(f"{name}/{case}", []).append(one := ask(name, case, NEW))
                     print(f"turn {round_ + 1}/{rounds}, {case}: {name} {one['total']:.2f} s", file=sys.stderr)
-            if case == SHORT:  # a twentieth of what one answer takes: a few of these say little about it
-                firsts: dict[str, list[float]] = {name: [] for name in there}
-                for _ in range(FIRST_ROUNDS):
-                    for name in there:
-                        firsts[name].append(ask(name, case, 1)["first"])
-                for name, times in firsts.items():
-                    for one in found[f"{name}/{case}"]:
-                        one["first"] = statistics.median(times)
+            if case == SHORT:
+                shorts: dict[str, list[dict[str, float]]] = {name: [] for name in there}
+                for round_ in range(SHORT_ROUNDS):
+                    for name in there if round_ % 2 == 0 else reversed(there):
+                        shorts[name].append(ask(name, case, SHORT_NEW if name in ("routed", "base") else 2))
+                for name, each in shorts.items():
+                    for figure in each[0]:
+                        for one in found[f"{name}/{case}"]:
+                            one[figure] = statistics.median(short[figure] for short in each)
     return {key: summary(results, key) for key, results in found.items()}
 
 
