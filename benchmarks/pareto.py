@@ -48,8 +48,8 @@ VARIANTS: dict[str, tuple[str, str, Change]] = {
     ),
     "all-lora": ("every layer, routers trained with a backbone LoRA", "quickstart-v2", _ALL),
 }
-DIALLED = (V1, V2, "upper")
-"""Variants that answer at more positions of the safety dial."""
+DIALLED = (V2,)
+"""Variants that answer at more positions of the safety dial: one point each says little about two axes."""
 UNASKED = ("probe-fit", "random-fit")
 """Variants that only say how well the layers that they route tell what is asked."""
 LIKE = {"probe-fit": V2, "probe-trained": V2}
@@ -82,11 +82,11 @@ def recipe_of(name: str, seed: int, sizes: Sizes) -> Any:
     recipe = dataclasses.replace(load_recipe(shipped), name=name, seed=seed)
     shifts = (0.0,) if name in UNASKED else (-1.6, -0.8, 0.0)
     balance = {"shifts": shifts, "prompts": sizes.prompts, "new_tokens": 16}
-    for part in ({"balance": balance, "routers": {"hold_out": 0.2}}, change):
-        for section, values in part.items():
-            changed = dataclasses.replace(getattr(recipe, section), **values)
-            recipe = dataclasses.replace(recipe, **{section: changed})
-    return recipe
+    sections = {"balance": balance, "routers": {"hold_out": 0.2}}
+    for section, values in change.items():
+        sections[section] = {**sections.get(section, {}), **values}
+    changed = {section: dataclasses.replace(getattr(recipe, section), **own) for section, own in sections.items()}
+    return dataclasses.replace(recipe, **changed)  # at once: some fields only go together
 
 
 def suites_of(everything: Sequence[Any], sizes: Sizes, more: str | None) -> dict[str, tuple[str, list[Any]]]:
