@@ -3,14 +3,16 @@
 A step learns the glad responder (every layer, as published) from 16 pairs: built-in malicious instructions, our
 affirmative first sentence against our refusal. The published procedure puts one answer at a time through the model and
 holds the graphs of all 32 until the one backward of the step. The floor is a forward and backward over just as many
-tokens as the pairs have different ones, in rows of equal length, without a mask. Every contender runs in a process of
-its own, the contenders take turns, and memory is the peak above the loaded model.
+tokens as the pairs have different ones, in rows of equal length, without a mask. A step
+that trains routers end to end, with a backbone LoRA held to the base, learns from as many rows, half of them benign.
+Every contender runs in a process of its own, the contenders take turns, and memory is the peak above the loaded model.
 """
 
 from __future__ import annotations
 
 import argparse
 import ctypes
+import functools
 import gc
 import json
 import random
@@ -41,7 +43,7 @@ class Contender:
 
     text: str
     kind: str = "ours"
-    """``published``, ``floor``, or ``ours``: mogu's trainer."""
+    """``published``, ``floor``, or mogu's trainer of a responder (``ours``) or of the routers (``routers``)."""
     batch: int = 4
     """Pairs in one forward and backward."""
     layers_from: float = 0.0
@@ -61,6 +63,8 @@ CONTENDERS = {
     "packed-16": Contender("ours, packed, 16 pairs at a time", batch=16),
     "checkpointed": Contender("ours, packed, gradient checkpointing", compute={"gradient_checkpointing": True}),
     "upper": Contender("ours, packed, layers from 45% of the depth (recipe default)", layers_from=0.45),
+    "routers": Contender("routers and backbone LoRA, packed, 8 rows at a time", "routers", 8, 0.5),
+    "routers-rows": Contender("the same, a line for each row", "routers", 8, 0.5, {"pack": False}),
     "compiled": Contender("ours, packed, torch.compile", compute={"torch_compile": True}),
 }
 QUICK = ("published", "doubled", "packed", "floor")
@@ -131,27 +135,32 @@ def run_one(name: str, dtype: str, steps: int) -> dict[str, Any]:
     torch.manual_seed(0)
     base, tokenizer = load_base("smollm2", dtype="bfloat16" if dtype == "bf16-base" else None)
     layers = routed_layers(AdapterRecipe(layers_from=contender.layers_from), base.config.num_hidden_layers)
-    model = get_peft_model(base, MoguConfig(router="folded", layers_to_transform=layers))
-    set_stage(model, "glad")
-    encode, rows = Encoder(tokenizer, None, ANSWER_TOKENS), pairs()
+    routers = contender.kind == "routers"
+    backbone: dict[str, Any] = {"backbone_modules": ["q", "k", "v", "o"], "backbone_rank": 3} if routers else {}
+    model = get_peft_model(base, MoguConfig(router="folded", layers_to_transform=layers, **backbone))
+    set_stage(model, "routed" if routers else "glad")
+    encode = Encoder(tokenizer, None, ANSWER_TOKENS)
+    rows = pairs(("malicious", "benign") if routers else ("malicious",))
     with torch.no_grad():  # so that the weights, mapped from a file, are in memory before the measurement
         model(input_ids=torch.tensor([encode(rows[0].instruction, rows[0].glad, closed=False)[0]]).to(model.device))
     clock = Clock()
-    step = {"published": published, "floor": floor, "ours": ours}[contender.kind]
+    step = {"published": published, "floor": floor, "ours": ours, "routers": ours}[contender.kind]
     shape = step(model, encode, rows, contender, dtype == "bf16", steps + 1, clock)
     return {**clock.result(), **shape}
 
 
-def pairs() -> list[Any]:
-    """The same 16 rows everywhere, without any model's answers."""
+def pairs(kinds: Sequence[str]) -> list[Any]:
+    """The same 16 rows everywhere, as many of each kind, without any model's answers."""
     from mogu.data.answers import affirmation_for, refusal_for
     from mogu.data.rows import Row
     from mogu.data.sources import seed_instructions
 
-    seeds = [one for one in seed_instructions("malicious") if one.split == "train"]
     return [
         Row(**{**vars(one), "glad": affirmation_for(one.instruction), "unwill": refusal_for(one.instruction)})
-        for one in random.Random(0).sample(seeds, PAIRS)
+        for kind in kinds
+        for one in random.Random(0).sample(
+            [one for one in seed_instructions(kind) if one.split == "train"], PAIRS // len(kinds)
+        )
     ]
 
 
@@ -239,13 +248,19 @@ def ours(
     """mogu's own trainer, with all that it does between steps."""
     from transformers import TrainerCallback
 
-    from mogu.recipe import ComputeRecipe, ResponderRecipe
-    from mogu.train.batches import PairCollator
-    from mogu.train.packing import PackedCollator
-    from mogu.train.trainers import ResponderTrainer, RowDataset, training_arguments
+    from mogu.recipe import BackboneRecipe, ComputeRecipe, ResponderRecipe, RouterRecipe
+    from mogu.train.batches import PairCollator, RouterCollator
+    from mogu.train.packing import PackedCollator, PackedRouterCollator
+    from mogu.train.trainers import ResponderTrainer, RouterTrainer, RowDataset, training_arguments
 
     compute = ComputeRecipe(**{"bf16": bf16, **contender.compute})
-    collate = (PackedCollator if compute.pack else PairCollator)(encode, wants_refusal=False)
+    trainer: Callable[..., Any]
+    if contender.kind == "routers":
+        collate = (PackedRouterCollator if compute.pack else RouterCollator)(encode)
+        trainer = functools.partial(RouterTrainer, recipe=RouterRecipe(), backbone=BackboneRecipe(modules=("q",)))
+    else:
+        collate = (PackedCollator if compute.pack else PairCollator)(encode, wants_refusal=False)
+        trainer = functools.partial(ResponderTrainer, recipe=ResponderRecipe())
     shapes = []
 
     def watched(rows: Sequence[Any]) -> Any:
@@ -262,9 +277,8 @@ def ours(
             clock.step()
 
     with tempfile.TemporaryDirectory() as folder:
-        ResponderTrainer(
+        trainer(
             model=model,
-            recipe=ResponderRecipe(),
             args=training_arguments(
                 Path(folder),
                 learning_rate=5e-5,

@@ -169,7 +169,7 @@ class ComputeRecipe:
     """How a training step is computed: what it costs, not what it learns."""
 
     pack: bool = True
-    """Both answers of a pair in one row behind the prompt that they share, where the base computes the same with it."""
+    """Several rows in one line behind what their prompts share, where the base computes the same with it."""
     bf16: bool = False
     """Matrix products in bfloat16 (autocast); parameters, norms and losses stay in their own precision."""
     gradient_checkpointing: bool = False

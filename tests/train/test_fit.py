@@ -385,6 +385,20 @@ def test_the_fit_reads_the_end_of_the_conversation() -> None:
     assert layout.size > single.size
 
 
+def test_what_the_base_cannot_read_to_the_end_is_read_alone() -> None:
+    rows, model = same_length(), adapted()
+    whole, _ = lay_out(model, encoder(), rows, pack=False, turns=1.0)
+    model.config.max_position_embeddings = limit = int(whole.inputs["attention_mask"].sum(dim=1).max()) - 1
+    layout, _ = lay_out(model, encoder(), rows, pack=False, turns=1.0)
+    tokenizer, alone = small.tokenizer(), 0
+    for row, line, end in zip(rows, layout.line, layout.end, strict=True):
+        assert int(layout.inputs["attention_mask"][line].sum()) <= limit
+        text = tokenizer.decode(layout.inputs["input_ids"][line, :end], skip_special_tokens=False)
+        assert row.instruction in text
+        alone += text.count("<user>") == 1
+    assert 0 < alone < len(rows)
+
+
 @pytest.mark.parametrize("pack", [True, False])
 def test_the_fit_reads_system_prompts(pack: bool) -> None:
     """Rows under one system prompt share it in a packed line, and are fitted on tokens behind it."""

@@ -195,12 +195,12 @@ def test_each_row_weighs_the_same_however_long() -> None:
 # the divergence from the base
 
 
-def test_the_divergence_is_taken_at_answer_tokens_row_by_row() -> None:
-    base, logits = torch.randn(2, 2, 5, 7)
-    labels = torch.full((2, 5), IGNORED)
-    labels[0, 2:], labels[1, 4] = torch.tensor([1, 2, 3]), 6
+def test_the_divergence_is_a_mean_over_the_tokens_of_each_answer() -> None:
+    base, logits = torch.randn(2, 4, 7)
+    answers = torch.tensor([2, 0, 2, 2])
     p, q = torch.softmax(base, -1), torch.softmax(logits, -1)
-    each = (p * (p / q).log()).sum(-1)  # position i predicts token i + 1
-    assert_close(divergence(base, logits, labels), torch.stack([each[0, 1:4].mean(), each[1, 3]]))
-    assert_close(divergence(base, base, labels), torch.zeros(2))
-    assert divergence(base, logits, torch.full((2, 5), IGNORED)).tolist() == [0, 0]
+    each = (p * (p / q).log()).sum(-1)
+    expected = torch.stack([each[1], torch.zeros(()), each[[0, 2, 3]].mean()])
+    assert_close(divergence(base, logits, answers, 3), expected)
+    assert_close(divergence(base, base, answers, 3), torch.zeros(3))
+    assert divergence(base[:0], logits[:0], answers[:0], 2).tolist() == [0, 0]

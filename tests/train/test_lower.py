@@ -177,11 +177,11 @@ def test_a_run_computes_the_lower_layers_once_for_each_row(
         small.RECIPE,
         adapter=dataclasses.replace(small.RECIPE.adapter, layers_from=0.5, dropout=0.0),
         compute=dataclasses.replace(small.RECIPE.compute, keep_lower=kept),
-        routers=dataclasses.replace(small.RANDOM.routers, start="fit", epochs=2, rows=8, batch_size=2, accumulation=1),
+        routers=dataclasses.replace(small.RANDOM.routers, start="fit", epochs=2, rows=8, batch_size=1, accumulation=2),
     )
     train(small.base(), small.tokenizer(), small.rows(), recipe, tmp_path, model_name="tiny", batch_size=4)
-    # lines: in each stage a trial of two rows, packed for the responders, and one more epoch: 6 pairs, two to a line,
-    # for each responder, 8 rows for the routers
+    # lines: in each stage a trial of two rows (for the routers one of each kind), and one more epoch: 6 pairs, two to a
+    # line, for each responder, 8 rows one at a time for the routers
     assert sum(served) == (1 + 1 + 2 + 3 + 3 + 8 if kept else 0)
     assert not list(tmp_path.rglob("lower.states*"))
 

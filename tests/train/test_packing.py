@@ -12,12 +12,22 @@ import tiny
 import torch
 from torch.testing import assert_close
 
-from mogu.adapter.model import set_stage
+from mogu.adapter.model import recorded_weights, set_stage
 from mogu.data.rows import Row
 from mogu.train import packing
-from mogu.train.batches import Encoder, PairCollator
+from mogu.train.batches import Encoder, PairCollator, RouterCollator
 from mogu.train.losses import IGNORED, log_ratio_loss, ratio_loss
-from mogu.train.packing import PackedCollator, pack, packed_if_alike, pair_cross_entropy, segment_mask
+from mogu.train.packing import (
+    PackedCollator,
+    PackedRouterCollator,
+    lines_with,
+    of_texts,
+    pack,
+    packed_if_alike,
+    pair_cross_entropy,
+    predicted,
+    segment_mask,
+)
 from mogu.train.trainers import forward_parameters
 
 ROWS = [row for row in small.rows() if row.split == "train"]
@@ -116,8 +126,27 @@ def test_the_wanted_answer_comes_first_and_answers_are_cut(wants_refusal: bool) 
     assert batch["input_ids"].shape[1] == collate.length(row)
 
 
+def test_kinds_lie_apart_and_whole_answers_have_a_column_for_every_token() -> None:
+    texts = [(([5, 6], [7, 8]),), (([5, 4], [3]),), (([5, 2], [1]),)]
+    batch = pack(texts, 0, kinds=[True, False, True], whole=True)
+    assert batch["input_ids"].tolist() == [[5, 6, 7, 8, 2, 1], [0, 0, 0, 5, 4, 3]]
+    assert batch["targets"].tolist() == [
+        [IGNORED, 7, 8, IGNORED, 1, IGNORED],
+        [IGNORED, IGNORED, IGNORED, IGNORED, 3, IGNORED],
+    ]
+    assert batch["answers"].tolist() == [[-1, 0, 0, -1, 2, -1], [-1, -1, -1, -1, 1, -1]]
+    assert batch["segments"].tolist() == [[1, 3, 3, 3, 5, 5], [0, 0, 0, 1, 3, 3]]
+    assert batch["line"].tolist() == [0, 1, 0]
+    assert batch["columns"].tolist() == [[0, 1, 2, 3], [3, 4, 5, -1], [0, 4, 5, -1]]
+
+
 def test_lengths_are_those_of_unpadded_batches() -> None:
-    for collate in (PackedCollator(encoder(), True), PairCollator(encoder(), True)):
+    for collate in (
+        PackedCollator(encoder(), True),
+        PairCollator(encoder(), True),
+        RouterCollator(encoder()),
+        PackedRouterCollator(encoder()),
+    ):
         assert [collate.length(row) for row in ROWS[:6]] == [collate([row])["input_ids"].shape[1] for row in ROWS[:6]]
 
 
@@ -198,12 +227,55 @@ def test_the_vocabulary_is_projected_only_where_answers_are() -> None:
     assert widths == [int((batch["answers"] >= 0).sum(dim=1).max())]
 
 
+# rows for the routers
+
+
+@each_architecture
+def test_what_routers_learn_from_is_that_of_every_row_alone(architecture: str) -> None:
+    """Cross-entropies and router weights, of tokens that rows share too."""
+    model, encode, rows = adapted(architecture), encoder(), ROWS[:5]
+    set_stage(model, "routed")
+    assert {row.label for row in rows} == {"benign", "malicious"}
+    found = []
+    for collate in (PackedRouterCollator(encode), RouterCollator(encode)):
+        batch = collate(rows)
+        with recorded_weights(model) as weights:
+            losses = predicted(model, batch, forward_parameters(model)).cross_entropy()
+            texts, there = of_texts(weights()[0], batch)
+        each = [texts[:, row][:, there[row]] for row in range(len(rows))]
+        found.append((losses, each))
+    for row, (one, other) in zip(rows, zip(found[0][1], found[1][1], strict=True), strict=True):
+        prompt, answer = encode.wanted(row)
+        assert one.shape[1] == len(prompt) + len(answer)
+        assert_close(one, other, atol=1e-5, rtol=1e-4)
+    assert_close(found[0][0], found[1][0], atol=1e-5, rtol=1e-5)
+
+
+def test_lines_that_hold_some_rows_are_a_batch_of_their_own() -> None:
+    model = adapted("llama")
+    set_stage(model, "routed")
+    texts = [(([5, 6, n], [7, 8, n]),) for n in range(9, 14)]
+    batch = pack(texts, 0, line_tokens=10, kinds=[1, 0, 1, 0, 1], whole=True)
+    assert batch["line"].tolist() == [0, 2, 1, 2, 0]
+    part, held = lines_with(batch, torch.tensor([4, 1]))
+    assert held.tolist() == [True, True, False, True, True]
+    assert part["line"].tolist() == [0, 1, 1, 0]
+    whole, some = (predicted(model, each, forward_parameters(model)) for each in (batch, part))
+    mine = held[whole.answers]
+    assert whole.targets[mine].tolist() == some.targets.tolist()
+    assert_close(whole.logits[mine], some.logits, atol=1e-5, rtol=1e-5)
+
+
 # whether to pack
 
 
 def chosen(model: Any) -> type:
-    accepts = forward_parameters(model)
-    return type(packed_if_alike(model, PairCollator(encoder(), wants_refusal=True), ROWS, accepts))
+    accepts, collators = forward_parameters(model), (PairCollator(encoder(), True), PackedCollator(encoder(), True))
+
+    def losses(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        return torch.cat(pair_cross_entropy(model, batch, accepts))
+
+    return type(packed_if_alike(model, *collators, ROWS, losses, accepts))
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

@@ -46,7 +46,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Trained]:
 def test_the_layers_are_those_of_the_probe(whole: tuple[Path, Trained]) -> None:
     out, trained = whole
     record = json.loads((out / "stages" / "layers.json").read_text())
-    found = layers.probe_layers(small.base(), small.tokenizer(), ROWS, states=layers.TRAINED_ON, batch_size=4)
+    found = layers.probe_layers(small.base(), small.tokenizer(), ROWS, states=(layers.CHOOSING,), batch_size=4)
     assert record["scores"] == found.record(0.34)["scores"]
     assert [index for index, _ in mogu_layers(trained.model)] == record["chosen"]["layers"]
     assert len(record["chosen"]["layers"]) == 1

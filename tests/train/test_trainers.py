@@ -20,6 +20,7 @@ from mogu.errors import TrainingError
 from mogu.recipe import BackboneRecipe, ResponderRecipe, RouterRecipe
 from mogu.train.batches import Encoder, PairCollator, RouterCollator
 from mogu.train.losses import IGNORED
+from mogu.train.packing import PackedRouterCollator
 from mogu.train.trainers import (
     LOG_RATIO_CAP,
     LOG_RATIO_FLOOR,
@@ -172,15 +173,16 @@ def test_only_the_active_responder_changes(tmp_path: Path) -> None:
 # routers
 
 
+@pytest.mark.parametrize("collator", [RouterCollator, PackedRouterCollator])
 @pytest.mark.parametrize("penalty", ["squared", "l1"])
 @pytest.mark.parametrize("router", ["folded", "factored"])
 def test_the_router_loss_is_cross_entropy_plus_penalty_without_padding(
-    tmp_path: Path, penalty: str, router: str
+    tmp_path: Path, penalty: str, router: str, collator: type
 ) -> None:
     model = adapted("routed", router=router)
     rows = ROWS[:5]
     assert {row.label for row in rows} == {"benign", "malicious"}
-    collate = RouterCollator(encoder())
+    collate = collator(encoder())
     recipe = RouterRecipe(penalty=penalty, penalty_weight=3.0)
     made = trainer(RouterTrainer, model, recipe, tmp_path, rows, collate)
     expected = []
@@ -284,11 +286,12 @@ def loss_by_hand(model: Any, rows: Sequence[Row], recipe: RouterRecipe, beta: fl
     return torch.stack(terms).mean()
 
 
+@pytest.mark.parametrize("collator", [RouterCollator, PackedRouterCollator])
 @pytest.mark.parametrize("beta", [0.0, 0.7])
-def test_the_joint_loss_anchors_benign_answers_to_the_base(tmp_path: Path, beta: float) -> None:
+def test_the_joint_loss_anchors_benign_answers_to_the_base(tmp_path: Path, beta: float, collator: type) -> None:
     model = adapted("routed", **BACKBONE)
     recipe = RouterRecipe(batch_size=4, accumulation=1)
-    collate = RouterCollator(encoder())
+    collate = collator(encoder())
     made = trainer(RouterTrainer, model, recipe, tmp_path, ROWS, collate)
     made.backbone = BackboneRecipe(modules=("q",), anchor_weight=beta)
     rows = [row for label in ("malicious", "benign") for row in [r for r in ROWS if r.label == label][:2]]

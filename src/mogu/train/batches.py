@@ -148,11 +148,3 @@ def answer_logits(model: Any, batch: dict[str, torch.Tensor], accepts: frozenset
         inputs["logits_to_keep"] = kept
         labels = labels[:, -kept:]
     return model(**inputs, use_cache=False).logits, labels
-
-
-def rows_of(batch: dict[str, torch.Tensor], chosen: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Some rows, (chosen,) int64, of a batch whose rows are lines of their own, padding kept."""
-    made = {name: tensor[chosen.to(tensor.device)] for name, tensor in batch.items()}
-    if "line" in made:
-        made["line"] = torch.arange(len(chosen))
-    return made

@@ -12,6 +12,7 @@ without its twin); the router that is kept is fitted on all rows.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -182,7 +183,8 @@ def fit_routers(
         tokens: Which tokens, with which weights: a key of :data:`TOKEN_WEIGHTS`.
         standardise: As for :func:`fit_probe`.
         states: ``routed``, what the layers below make of the row when they route; ``base``, what the plain base does.
-        turns: Share of the rows that are the second turn of a conversation (:mod:`mogu.train.contexts`).
+        turns: Share of the rows that are the second turn of a conversation (:mod:`mogu.train.contexts`), where the
+            base's context holds it.
         system_prompts: Share of the rows under a system prompt that is not the template's own; none where the template
             takes no system prompt.
         pack: Many rows to a line of the batch (:mod:`mogu.train.layout`); default: where the model computes the same.
@@ -234,7 +236,11 @@ def lay_out(
     """
     takes_system = system_prompts > 0 and accepts_system(encode.tokenizer, encode.template)
     before = contexts(rows, turns, system_prompts if takes_system else 0.0)
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None) or math.inf
     encoded = [_with_either_answer(encode, row, index, before[index]) for index, row in enumerate(rows)]
+    for index in (index for index, (prompt, answer) in enumerate(encoded) if len(prompt) + len(answer) > limit):
+        before[index] = Context()  # what the base cannot read to the end, it reads alone
+        encoded[index] = _with_either_answer(encode, rows[index], index, before[index])
     prompts, pad_token_id = [prompt for prompt, _ in encoded], encode.tokenizer.pad_token_id
     # A system prompt before the instruction says nothing about it; the template's tokens after it say most.
     suffix = max(_shared([prompt[::-1] for prompt in prompts]), 1)

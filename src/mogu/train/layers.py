@@ -32,11 +32,9 @@ if TYPE_CHECKING:
 STATES = ("projection, last", "projection, mean", "residual, last", "residual, mean")
 """What is probed: the attention output projection's input, which routers read, and the residual stream that enters the
 layer; at the last prompt token, and the mean over the instruction."""
-TRAINED_ON = (STATES[0], STATES[2])
-"""What a training run probes."""
 LAYERS_FILE = "layers.json"
 CHOOSING = STATES[0]
-"""The states by which layers are chosen: routers decide about the first token there."""
+"""The states by which layers are chosen, all that a training run probes: routers decide about the first token there."""
 
 
 @dataclass(frozen=True)
@@ -280,7 +278,7 @@ def routed_by(
                 rows,
                 batch_size=batch_size,
                 template=recipe.template,
-                states=TRAINED_ON,
+                states=(CHOOSING,),
                 limit=shape.probe_rows,
                 progress=progress.update,
             )

@@ -95,21 +95,19 @@ def router_penalty(
     return over_rows((each * mask).sum(dim=1) / mask.sum(dim=1), weights)
 
 
-def divergence(base: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """KL(base ‖ model) at the answer tokens, the mean over each row's.
+def divergence(base: torch.Tensor, logits: torch.Tensor, answers: torch.Tensor, count: int) -> torch.Tensor:
+    """KL(base ‖ model) at the tokens of answers, the mean over each answer's.
 
     Args:
-        base: (rows, tokens, vocabulary) logits of the plain base, any float dtype; computed in float32.
+        base: (tokens, vocabulary) logits of the plain base, any float dtype; computed in float32.
         logits: The model's, likewise.
-        labels: (rows, tokens) int64, as for :func:`response_cross_entropy`.
+        answers: (tokens,) int64: which answer each token is of.
+        count: Answers.
 
     Returns:
-        (rows,) float32, in nats per token.
+        (answers,) float32, in nats per token; 0 for an answer without tokens.
     """
-    said = labels[:, 1:] != IGNORED
-    rows = said.nonzero()[:, 0]
-    target = functional.log_softmax(base[:, :-1][said].float(), dim=-1)
-    found = functional.log_softmax(logits[:, :-1][said].float(), dim=-1)
-    each = (target.exp() * (target - found)).sum(dim=-1)
-    total = each.new_zeros(len(labels)).index_add(0, rows, each)
-    return total / said.sum(dim=1).clamp(min=1)
+    target = functional.log_softmax(base.float(), dim=-1)
+    each = (target.exp() * (target - functional.log_softmax(logits.float(), dim=-1))).sum(dim=-1)
+    total = each.new_zeros(count).index_add(0, answers, each)
+    return total / torch.bincount(answers, minlength=count).clamp(min=1)

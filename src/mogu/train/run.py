@@ -33,16 +33,21 @@ from mogu.progress import Progress
 from mogu.quantization import check_trainable, quantization_of
 from mogu.recipe import RECIPE_FILE, ComputeRecipe, Recipe, ResponderRecipe
 from mogu.train.balance import balance, calibrate
-from mogu.train.batches import Encoder, PairCollator, RouterCollator, answer_logits
+from mogu.train.batches import Encoder, PairCollator, RouterCollator
 from mogu.train.card import model_card
 from mogu.train.check import check_data
 from mogu.train.checkpoints import keep_whole, save_tensors, step_of, storage
 from mogu.train.drift import Drift
 from mogu.train.fit import fit_routers
 from mogu.train.layers import routed_by, sampled
-from mogu.train.losses import response_cross_entropy
 from mogu.train.lower import Forward, Numbered, lower_states
-from mogu.train.packing import packed_if_alike, pair_cross_entropy
+from mogu.train.packing import (
+    PackedCollator,
+    PackedRouterCollator,
+    packed_if_alike,
+    pair_cross_entropy,
+    predicted,
+)
 from mogu.train.selection import (
     Checkpoint,
     Respondent,
@@ -252,7 +257,13 @@ class Run:
         folder = self.stages.work_folder(stage, self._training(recipe) if common else inputs)
         checks_of, log = responder_rows(self.rows), folder / "checks.jsonl"
         watch = CheckpointWatch(self.ask, stage, checks_of, log, per_step, recipe, self._drift(encode))
-        collate = self._pair_collator(PairCollator(encode, stage == "unwill", recipe.begun), pairs)
+        accepts = forward_parameters(self.model)
+
+        def losses(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+            return torch.cat(pair_cross_entropy(self.model, batch, accepts))
+
+        settings = (encode, stage == "unwill", recipe.begun)
+        collate = self._collator(PairCollator(*settings), PackedCollator(*settings), pairs, losses)
         trainer = ResponderTrainer(
             model=self.model,
             recipe=recipe,
@@ -262,9 +273,7 @@ class Run:
             callbacks=[*self._reporters(stage), watch],
         )
         if steps * per_step > len(pairs):
-            self._keep_lower(
-                trainer, pairs, folder, lambda batch: torch.cat(pair_cross_entropy(self.model, batch, trainer.accepts))
-            )
+            self._keep_lower(trainer, pairs, folder, losses)
         self._run_trainer(trainer, folder, watch)
         checks = [check for check in watch.checks if check.pairs <= steps * per_step]
         best = best_checkpoint(checks) if recipe.checkpoint is None else checks[-1]
@@ -281,10 +290,11 @@ class Run:
         whole = dataclasses.replace(recipe, checkpoint=None, stop_when_good=False)
         return _hash([asdict(self.recipe.adapter), asdict(whole), self._inputs()])
 
-    def _pair_collator(self, collate: PairCollator, pairs: Sequence[Row]) -> PairCollator:
+    def _collator(self, plain: Any, packed: Any, rows: Sequence[Row], losses: Forward) -> Any:
+        """``packed`` where the recipe packs and the model computes the same."""
         if not self.recipe.compute.pack:
-            return collate
-        return packed_if_alike(self.model, collate, pairs, forward_parameters(self.model))
+            return plain
+        return packed_if_alike(self.model, plain, packed, rows, losses, forward_parameters(self.model))
 
     def _drift(self, encode: Encoder) -> Drift:
         """From the base, over the tokens that will be routed."""
@@ -398,7 +408,12 @@ class Run:
             )
             watch.new = new
             self._watch_start(watch, folder / "start.safetensors")
-        collate = RouterCollator(encode)
+        accepts = forward_parameters(self.model)
+
+        def losses(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+            return predicted(self.model, batch, accepts).cross_entropy()
+
+        collate = self._collator(RouterCollator(encode), PackedRouterCollator(encode), rows, losses)
         trainer = RouterTrainer(
             model=self.model,
             recipe=recipe,
@@ -409,12 +424,7 @@ class Run:
             callbacks=[*self._reporters("routers"), *([] if watch is None else [watch])],
         )
         if recipe.epochs > 1:
-            self._keep_lower(
-                trainer,
-                rows,
-                folder,
-                lambda batch: response_cross_entropy(*answer_logits(self.model, batch, trainer.accepts)),
-            )
+            self._keep_lower(trainer, rows, folder, losses)
         self._run_trainer(trainer, folder, watch)
         if watch is None:
             return []

@@ -20,17 +20,9 @@ from mogu.adapter.model import plain_base, recorded_weights
 from mogu.data.rows import Row
 from mogu.errors import DivergedError, TrainingError
 from mogu.recipe import BackboneRecipe, ComputeRecipe, ResponderRecipe, RouterRecipe
-from mogu.train.batches import answer_logits, rows_of
-from mogu.train.losses import (
-    divergence,
-    log_ratio_loss,
-    over_rows,
-    ratio_loss,
-    response_cross_entropy,
-    router_penalty,
-)
+from mogu.train.losses import divergence, log_ratio_loss, over_rows, ratio_loss, router_penalty
 from mogu.train.lower import LowerStates
-from mogu.train.packing import pair_cross_entropy
+from mogu.train.packing import Predicted, lines_with, of_texts, pair_cross_entropy, predicted
 from mogu.train.shares import WEIGHTS, Share, StepSampler, loader_of_share, share_of
 
 _BACKBONE = "mogu_backbone"
@@ -177,7 +169,7 @@ class ResponderTrainer(AdapterTrainer):
 
 
 class RouterTrainer(AdapterTrainer):
-    """Trains the routers end to end, and the backbone LoRA with them, on batches of
+    """Trains the routers end to end, and the backbone LoRA with them, on batches of a
     :class:`mogu.train.batches.RouterCollator`.
     """
 
@@ -207,38 +199,30 @@ class RouterTrainer(AdapterTrainer):
         With a backbone LoRA, plus β times KL(base ‖ routed) on the answers to benign rows.
         """
         with recorded_weights(model) as weights, self.skipping(inputs):
-            logits, labels = answer_logits(model, inputs, self.accepts)
-            unwill, glad = weights()
+            said = predicted(model, inputs, self.accepts)
+            (unwill, mask), (glad, _) = (of_texts(each.float(), inputs) for each in weights())
         weights_of_rows = inputs.get(WEIGHTS)
-        penalty = router_penalty(
-            unwill.float(),
-            glad.float(),
-            inputs["malicious"],
-            inputs["attention_mask"],
-            self.recipe.penalty,
-            weights_of_rows,
-        )
-        answers = over_rows(response_cross_entropy(logits, labels), weights_of_rows)
-        loss = answers + self.recipe.penalty_weight * penalty
+        penalty = router_penalty(unwill, glad, inputs["malicious"], mask, self.recipe.penalty, weights_of_rows)
+        loss = over_rows(said.cross_entropy(), weights_of_rows) + self.recipe.penalty_weight * penalty
         if self.backbone is not None and self.backbone.anchor_weight > 0:
-            loss = loss + self.backbone.anchor_weight * self._from_base(model, inputs, logits)
+            loss = loss + self.backbone.anchor_weight * self._from_base(model, inputs, said)
         return (self.finite(loss), None) if return_outputs else self.finite(loss)
 
-    def _from_base(self, model: nn.Module, inputs: dict[str, torch.Tensor], logits: torch.Tensor) -> torch.Tensor:
+    def _from_base(self, model: nn.Module, inputs: dict[str, torch.Tensor], said: Predicted) -> torch.Tensor:
         """KL(base ‖ routed) of the benign rows, (); malicious ones count as 0."""
-        benign = (~inputs["malicious"]).nonzero()[:, 0]
-        each = logits.new_zeros(len(logits), dtype=torch.float32)
-        counts = bool(len(benign))
-        if not counts and processes.sharded():  # all processes gather a layer's weights together
-            benign = benign.new_zeros(1)
-        if len(benign):
-            part = rows_of(inputs, benign)
-            plain = self.accelerator.unwrap_model(model)
-            with torch.no_grad(), plain_base(plain), self.skipping(part):
-                base, labels = answer_logits(plain, part, self.accepts)
-            found = divergence(base, logits[benign][:, -base.shape[1] :], labels)
-            each = each.index_put((benign,), found * float(counts))
-        return over_rows(each, inputs.get(WEIGHTS))
+        benign = ~inputs["malicious"]
+        chosen = benign.nonzero()[:, 0]
+        if not len(chosen):
+            if not processes.sharded():
+                return said.logits.new_zeros((), dtype=torch.float32)
+            chosen = chosen.new_zeros(1)  # all processes gather a layer's weights together
+        part, held = lines_with(inputs, chosen)
+        plain = self.accelerator.unwrap_model(model)
+        with torch.no_grad(), plain_base(plain), self.skipping(part):
+            base = predicted(plain, part, self.accepts)
+        mine = held[said.answers]
+        found = divergence(base.logits, said.logits[mine], said.answers[mine], said.count)
+        return over_rows(found * benign, inputs.get(WEIGHTS))
 
 
 class JsonlLog(TrainerCallback):
