@@ -182,7 +182,8 @@ def test_data_build_and_train_make_an_adapter(run, base_folder: str, tmp_path: P
 def test_probe_makes_a_table_a_page_and_a_choice(run, base_folder: str, tmp_path: Path) -> None:
     write_jsonl(tmp_path / "data" / "rows.jsonl", [dataclasses.asdict(row) for row in small.rows()])
     out = tmp_path / "probe"
-    result = run("probe", "--model", base_folder, "--data", tmp_path / "data", "--out", out, "--budget", 0.4)
+    command = ("probe", "--model", base_folder, "--data", tmp_path / "data", "--out", out, "--budget", 0.4)
+    result = run(*command)
     assert result.exit_code == 0, result.output
     record = json.loads((out / "probe.json").read_text())
     assert (record["model"], record["rows"]) == (base_folder, {"malicious": 8, "benign": 8, "borderline": 4})
@@ -196,6 +197,9 @@ def test_probe_makes_a_table_a_page_and_a_choice(run, base_folder: str, tmp_path
         f"figures: {out}/probe.json",
     ]
     assert "<svg" in (out / "probe.html").read_text()
+    few = run(*command, "--limit", 3)
+    assert few.exit_code == 0, few.output
+    assert json.loads((out / "probe.json").read_text())["rows"] == {"malicious": 3, "benign": 3, "borderline": 3}
 
 
 def test_mix_then_train_on_a_base_with_a_lora(run, base_folder: str, tmp_path: Path) -> None:

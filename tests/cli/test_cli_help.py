@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import subprocess
 import sys
+import textwrap
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 import yaml
 
 from mogu import __version__
+from mogu.cli.main import app
 from mogu.recipe import load_recipe, recipe_names
 
 COMMANDS = [
@@ -47,6 +54,21 @@ assert not heavy, heavy
 )
 def test_light_commands_load_no_heavy_library(arguments: list[str]) -> None:
     subprocess.run([sys.executable, "-c", _CHECK, *arguments], check=True, stdout=subprocess.PIPE)
+
+
+def commands(group: typer.Typer = app) -> Iterator[Callable[..., Any]]:
+    yield from (one.callback for one in group.registered_commands if one.callback is not None)
+    for one in group.registered_groups:
+        assert one.typer_instance is not None
+        yield from commands(one.typer_instance)
+
+
+@pytest.mark.parametrize("command", commands(), ids=lambda command: command.__name__)
+def test_every_option_does_something(command: Callable[..., Any]) -> None:
+    """But ``--config``, which is read before the command begins."""
+    (function,) = ast.parse(textwrap.dedent(inspect.getsource(command))).body
+    used = {node.id for line in function.body for node in ast.walk(line) if isinstance(node, ast.Name)}
+    assert set(inspect.signature(command).parameters) - used <= {"config"}
 
 
 def test_script_is_installed() -> None:

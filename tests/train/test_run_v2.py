@@ -12,12 +12,13 @@ import small
 import tiny
 import torch
 from safetensors.torch import load_file
+from torch.testing import assert_close
 
 from mogu.adapter.model import active_config, mogu_layers, plain_base
 from mogu.adapter.store import attach
 from mogu.recipe import AdapterRecipe, BackboneRecipe, Recipe, RouterRecipe
 from mogu.respond import respond
-from mogu.train import layers
+from mogu.train import layers, packing
 from mogu.train.batches import Encoder
 from mogu.train.fit import fit_routers
 from mogu.train.run import Trained, train
@@ -70,6 +71,24 @@ def test_the_backbone_was_trained_and_the_base_is_as_it_was(whole: tuple[Path, T
     prompts = [row.instruction for row in ROWS[:4]]
     answers = [respond(model, small.tokenizer(), prompts, max_new_tokens=6) for model in (trained.model, loaded)]
     assert answers[0] == answers[1]
+
+
+def test_routers_learn_from_packed_lines_what_they_learn_from_rows_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+    real = packing.PackedRouterCollator.__call__
+    monkeypatch.setattr(packing.PackedRouterCollator, "__call__", lambda self, rows: made.append(1) or real(self, rows))
+    adapter = dataclasses.replace(V2.adapter, dropout=0.0)
+    found = []
+    for pack in (True, False):
+        compute = dataclasses.replace(V2.compute, pack=pack)
+        run(tmp_path / str(pack), dataclasses.replace(V2, adapter=adapter, compute=compute))
+        found.append(load_file(tmp_path / str(pack) / "adapter" / "adapter_model.safetensors"))
+        assert bool(made) == pack
+        made.clear()
+    for name, tensor in found[0].items():
+        assert_close(tensor, found[1][name], atol=1e-3, rtol=1e-2)
 
 
 @pytest.mark.parametrize("step", ["layers", "routers", "balance"])

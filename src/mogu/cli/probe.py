@@ -42,7 +42,15 @@ def probe(
         base, tokenizer = load_base(model, dtype=dtype, device=device, quantize=quantize, offload=offload)
         progress.end(f"{len(rows)} rows of data")
         progress.begin("probe", "probe: reads the prompts, then fits every layer")
-        found = probe_layers(base, tokenizer, rows, batch_size=batch_size, template=template, progress=progress.update)
+        found = probe_layers(
+            base,
+            tokenizer,
+            rows,
+            batch_size=batch_size,
+            template=template,
+            limit=limit,
+            progress=progress.update,
+        )
         record = {"model": model, **found.record(budget), "versions": versions()}
         progress.end(f"layers {shown(record['chosen']['layers'])}")
     write_text(out / "probe.json", json.dumps(record, indent=1) + "\n")

@@ -243,7 +243,7 @@ class _Run:
         """The rest, from the plain base with a fresh cache; finished rows get padding only."""
         kwargs = {k: v for k, v in self.model_kwargs.items() if k not in ("past_key_values", "cache_params")}
         if uneven is None:
-            _extend(kwargs, sequences.shape[1] - prompt_length, prompt_length)
+            _extend(kwargs, sequences.shape[1] - prompt_length)
         else:
             uneven.extend(kwargs)
         kept = self._leave(sequences, kwargs, uneven is None)
@@ -328,7 +328,7 @@ def _told(output: Any, watch: HeadWatch) -> Any:
     return output
 
 
-def _extend(kwargs: dict[str, Any], new: int, prompt_length: int) -> None:
+def _extend(kwargs: dict[str, Any], new: int) -> None:
     """Let masks and positions made for the prompt cover ``new`` more tokens."""
     if (mask := kwargs.get("attention_mask")) is not None:
         kwargs["attention_mask"] = torch.cat([mask, mask.new_ones(mask.shape[0], new)], dim=-1)
