@@ -52,8 +52,10 @@ format: $(VENV)/.dev ## Mend formatting and what of style can be mended
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.dev ## Run the benchmarks
-	@for file in benchmarks/[a-z]*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+bench: $(VENV)/.dev ## Run the quick benchmarks; figures in runs/bench
+	@mkdir -p runs/bench
+	@for name in decode train serve pareto; do echo "== $$name"; \
+		$(BIN)/python benchmarks/$$name.py --quick --json runs/bench/$$name.json || exit 1; done
 
 clean: ## Remove .venv and caches; runs stay
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache

@@ -1,4 +1,4 @@
-"""v1, v2 and what lies between, on the same prompts: python benchmarks/pareto.py --work DIR [--quick] [--json FILE]
+"""v1, v2 and what lies between, on the same prompts: python benchmarks/pareto.py [--work DIR] [--quick] [--json FILE]
 
 Every variant is trained on the embedded model from the same rows of a seed, in a folder of its own, and answers the
 same held-out prompts: malicious, benign and borderline seeds, and any --suite. Behind the routed head an answer is the
@@ -50,6 +50,7 @@ VARIANTS: dict[str, tuple[str, str, Change]] = {
 }
 DIALLED = (V2,)
 """Variants that answer at more positions of the safety dial: one point each says little about two axes."""
+PREFILLED = "held-out malicious, prefilled"
 UNASKED = ("probe-fit", "random-fit")
 """Variants that only say how well the layers that they route tell what is asked."""
 LIKE = {"probe-fit": V2, "probe-trained": V2}
@@ -62,13 +63,15 @@ class Sizes:
 
     rows: int = 120
     """Training rows of each kind."""
-    prompts: int = 24
+    prompts: int = 48
     """Validation prompts of each kind for balance and risk."""
     held_out: int = 40
     """Held-out prompts of each kind."""
     limit: int | None = None
     """Instructions of each kind and split that data are built from."""
     new_tokens: int = 20
+    prefill: int = 10
+    """Tokens of an affirmative answer that stand behind the prompts of the prefilled suite."""
 
 
 QUICK = Sizes(rows=16, prompts=6, held_out=8, limit=20, new_tokens=16)
@@ -80,7 +83,7 @@ def recipe_of(name: str, seed: int, sizes: Sizes) -> Any:
 
     _, shipped, change = VARIANTS[name]
     recipe = dataclasses.replace(load_recipe(shipped), name=name, seed=seed)
-    shifts = (0.0,) if name in UNASKED else (-1.6, -0.8, 0.0)
+    shifts = (0.0,) if name in UNASKED else (-2.4, -1.6, -0.8, 0.0)
     balance = {"shifts": shifts, "prompts": sizes.prompts, "new_tokens": 16}
     sections = {"balance": balance, "routers": {"hold_out": 0.2}}
     for section, values in change.items():
@@ -90,7 +93,9 @@ def recipe_of(name: str, seed: int, sizes: Sizes) -> Any:
 
 
 def suites_of(everything: Sequence[Any], sizes: Sizes, more: str | None) -> dict[str, tuple[str, list[Any]]]:
-    """By name, the kind and the prompts: held-out seeds, and the user's suites."""
+    """By name, the kind and the prompts: held-out seeds, malicious ones again with a prefilled answer, and the user's
+    suites.
+    """
     from mogu.data.rows import Row
     from mogu.evaluate.suites import gather, parse_suites
     from mogu.harden import held_out
@@ -99,6 +104,7 @@ def suites_of(everything: Sequence[Any], sizes: Sizes, more: str | None) -> dict
         f"held-out {kind}": (kind, [one.instruction for one in group])
         for kind, group in held_out(everything, sizes.held_out).items()
     }
+    found[PREFILLED] = ("jailbreak", found["held-out malicious"][1])
     for one in gather(parse_suites(more)) if more else []:
         found[one.suite.name] = (one.suite.kind, [row["instruction"] for row in one.rows])
     return {
@@ -121,7 +127,7 @@ def train_one(
     """
     from safetensors.torch import load_file
 
-    from mogu.adapter.model import active_config, mogu_layers
+    from mogu.adapter.model import active_config, dialled, mogu_layers
     from mogu.train.batches import Encoder
     from mogu.train.drift import Drift
     from mogu.train.run import train
@@ -139,16 +145,18 @@ def train_one(
     encode = Encoder(tokenizer, None, recipe.routers.answer_tokens)
     m, accepts = recipe.adapter.routed_tokens, forward_parameters(trained.model)
     tensors = load_file(out / "adapter" / "adapter_model.safetensors")
+    shift = active_config(trained.model).shift
+    with dialled(trained.model, -shift):  # under another shift the same logits would be weighed otherwise
+        auroc = separation(ask, rows, held_out(rows, recipe.routers.hold_out, recipe.seed))
     figures = {
         "parameters": sum(tensor.numel() for tensor in tensors.values()),
         "layers": len(routed),
         "reread": (depth - routed[0]) / depth,
-        "handover_ms": handover_ms(trained.model),
         "train_seconds": sum(seconds.get(step, 0.0) for step in ("layers", *RESPONDERS, "routers")),
         "all_seconds": sum(seconds.values()),
-        "auroc": separation(ask, rows, held_out(rows, recipe.routers.hold_out, recipe.seed)),
+        "auroc": auroc,
         "kl": Drift(trained.model, encode, known, first=m, accepts=accepts, count=24)(),
-        "shift": active_config(trained.model).shift,
+        "shift": shift,
     }
     return trained.model, {name: value for name, value in figures.items() if value is not None}, seconds
 
@@ -183,8 +191,8 @@ def taken_over(out: Path, other: Path) -> dict[str, float]:
     return {step: seconds[step] for step in ("layers", *RESPONDERS) if step in seconds}
 
 
-def handover_ms(model: Any, times: int = 5) -> float:
-    """Median time from the end of the head to the first token of the tail."""
+def handovers(model: Any, times: int = 3) -> list[float]:
+    """CPU milliseconds from the end of the head to the first token of the tail, after one that does not count."""
     import torch
     from transformers import LogitsProcessor, LogitsProcessorList
 
@@ -209,7 +217,7 @@ def handover_ms(model: Any, times: int = 5) -> float:
             on_handover=lambda _, left=left: left.append(time.process_time()),
         )
         gaps.append(1000 * (next(stamp for stamp in seen if stamp > left[0]) - left[0]))
-    return statistics.median(gaps[1:])
+    return gaps[1:]
 
 
 @dataclasses.dataclass
@@ -251,6 +259,7 @@ class Study:
         if missing:
             record["dial"] = {**record.get("dial", {}), **self.dialled(out / "adapter", missing)}
             write_text(kept, json.dumps(record))
+        self.known = {**labels_of(self.known_file), **self.known}  # others may work in the same folder
         write_text(self.known_file, json.dumps([[*key, label] for key, label in self.known.items()]))
         return record
 
@@ -274,12 +283,48 @@ class Study:
         from mogu.train.selection import Respondent, labels_by_head
 
         ask = Respondent(model, self.tokenizer, None, 32)
-        rows = [row for _, group in self.suites.values() for row in group]
+        rows = [row for name, (_, group) in self.suites.items() if name != PREFILLED for row in group]
         if hasattr(model, "peft_config"):
             labels = labels_by_head(ask, rows, self.sizes.new_tokens, self.known)
         else:
             labels = dict(zip((row.id for row in rows), ask.labels(rows, self.sizes.new_tokens), strict=True))
+        labels |= self.prefilled_labels(model)
         return {name: {row.id: labels[row.id] for row in group} for name, (_, group) in self.suites.items()}
+
+    def prefilled_labels(self, model: Any) -> dict[str, str]:
+        """Labels of what follows an affirmative beginning that stands there already, by prompt."""
+        import torch
+
+        from mogu.chat import pad_prompts, prompt_ids, response_ids
+        from mogu.data.answers import affirmation_for
+        from mogu.judge import label_response
+        from mogu.respond import as_text
+
+        rows, found = self.suites[PREFILLED][1], {}
+        for group in (rows[start : start + 32] for start in range(0, len(rows), 32)):
+            ids = []
+            for row in group:
+                begun = response_ids(self.tokenizer, affirmation_for(row.instruction), end_of_turn=False)
+                ids.append([*prompt_ids(self.tokenizer, row.instruction), *begun[: self.sizes.prefill]])
+            batch = pad_prompts(self.tokenizer, ids, model.device)
+            with torch.inference_mode():
+                output = model.generate(**batch, do_sample=False, max_new_tokens=self.sizes.new_tokens)
+            for row, new in zip(group, output[:, batch["input_ids"].shape[1] :], strict=True):
+                found[row.id] = label_response(row.instruction, as_text(self.tokenizer, new))
+        return found
+
+    def time_handovers(self, found: Mapping[str, Mapping[int, Any]], rounds: int = 3) -> None:
+        """Into the figures of every variant that answers, the median of its hand-overs; all take turns."""
+        from mogu.adapter import store
+
+        runs = [(name, seed) for name, by_seed in found.items() if name not in (BASE, *UNASKED) for seed in by_seed]
+        gaps: dict[tuple[str, int], list[float]] = {run: [] for run in runs}
+        for name, seed in runs * rounds:
+            model = store.attach(self.base, self.work / "runs" / f"{name}-{seed}" / "adapter").eval()
+            gaps[name, seed] += handovers(model)
+            self.base = model.unload()
+        for (name, seed), each in gaps.items():
+            found[name][seed]["figures"]["handover_ms"] = statistics.median(each)
 
     def dialled(self, adapter: Path, dials: Sequence[float]) -> dict[str, Any]:
         """The same at positions of the safety dial."""
@@ -292,6 +337,13 @@ class Study:
                 found[f"{dial:+g}"] = self.answers(model)
         self.base = model.unload()
         return found
+
+
+def labels_of(file: Path) -> dict[tuple[str, str], str]:
+    """Labels by prompt and routed head, none if ``file`` is not there."""
+    if not file.is_file():
+        return {}
+    return {(row, head): label for row, head, label in json.loads(file.read_text(encoding="utf-8"))}
 
 
 def measure(
@@ -311,13 +363,13 @@ def measure(
     instructions = choose_instructions("seeds", "seeds", sizes.limit)
     everything = build(base, tokenizer, instructions, work / "data", model_name="smollm2", answer_tokens=8)
     one = Study(work, sizes, everything, suites_of(everything, sizes, more), tokenizer, base, {})
-    if one.known_file.is_file():
-        one.known = {(row, head): label for row, head, label in json.loads(one.known_file.read_text(encoding="utf-8"))}
+    one.known = labels_of(one.known_file)
     found: dict[str, Any] = {name: {} for name in names}
     for seed, name in ((seed, name) for seed in seeds for name in names if name != BASE or seed == seeds[0]):
         found[name][seed] = record = one.record(name, seed, dials if name in DIALLED else ())
         says = " ".join(f"{key} {value:.4g}" for key, value in record["figures"].items())
         print(f"{name}, seed {seed}: {says}", file=sys.stderr, flush=True)
+    one.time_handovers(found)
     for name in [name for name in names if name in DIALLED]:
         for dial in (f"{dial:+g}" for dial in dials):
             found[f"{name}@{dial}"] = {
@@ -329,7 +381,9 @@ def measure(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--work", type=Path, required=True, metavar="DIR", help="where runs and answers are kept")
+    parser.add_argument(
+        "--work", type=Path, metavar="DIR", help="where runs and answers are kept (default runs/pareto[-quick])"
+    )
     parser.add_argument("--only", metavar="NAME,NAME", help=f"these variants: {', '.join(VARIANTS)}")
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="so many seeds, from 0 (default 3)")
     parser.add_argument(
@@ -351,12 +405,14 @@ def main() -> None:
         parser.error(f"unknown variant {strange[0]!r}; choose from {', '.join(VARIANTS)}")
     sizes = QUICK if args.quick else Sizes(args.rows, held_out=args.held_out)
     dials = [float(dial) for dial in args.dial.split(",") if dial]
-    found = measure(args.work, names, range(1 if args.quick else args.seeds), sizes, args.suite, args.dtype, dials)
+    work = args.work or Path("runs/pareto-quick" if args.quick else "runs/pareto")
+    found = measure(work, names, range(1 if args.quick else args.seeds), sizes, args.suite, args.dtype, dials)
     print("\n".join(table(found)))
     print()
     judged = list(bars(found))
     for bar in judged:
         limit = "".join(f", {key.replace('_', ' ')} {bar[key]:.2f}" for key in ("at_most", "at_least") if key in bar)
+        limit += "".join(f", {bar[key]}" for key in ("note",) if key in bar)
         spread = f" ({bar['low']:+.2f} to {bar['high']:+.2f})" if "low" in bar else ""
         print(f"{bar['name']}: {bar['value']:.3f}{spread}{limit}")
     if args.json:

@@ -1,4 +1,4 @@
-"""Security after fine-tuning, on the embedded model: python benchmarks/restore.py --work DIR [--json FILE]
+"""Security after fine-tuning, on the embedded model: python benchmarks/restore.py [--work DIR] [--json FILE]
 
 The embedded model refuses next to nothing, so it first learns to refuse (``safe``). Then it learns a harmless task with
 answers that can be checked (``fine-tuned``: name the colours in a sentence), which nobody meant to cost refusals. Then
@@ -155,7 +155,9 @@ def table(found: dict[str, Any]) -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--work", type=Path, required=True, metavar="DIR", help="where models and answers are kept")
+    parser.add_argument(
+        "--work", type=Path, default=Path("runs/restore"), metavar="DIR", help="where models and answers are kept"
+    )
     parser.add_argument("--rows", type=int, default=200, help="instructions of each kind and split (default 200)")
     parser.add_argument("--held-out", type=int, default=60, help="held-out prompts of each kind (default 60)")
     parser.add_argument("--recipe", default="quickstart-v2", help="how MoGU is trained (default quickstart-v2)")

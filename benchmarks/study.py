@@ -1,4 +1,4 @@
-"""Compare ways to train on the embedded model, over seeds: python benchmarks/study.py --work DIR [--json FILE]
+"""Compare ways to train on the embedded model, over seeds: python benchmarks/study.py [--work DIR] [--json FILE]
 
 Every variant changes one thing of the recipe `quickstart`. A seed draws the training rows, the validation prompts, the
 harm categories that the routers never see, the initialisation and the order; all variants of a seed share these, so
@@ -87,18 +87,22 @@ def recipe_of(change: Change, seed: int, prompts: int) -> Any:
 
 
 def rows_of(everything: Sequence[Any], seed: int, count: int) -> list[Any]:
-    """At most ``count`` training rows of each kind, twins together, and all validation rows in another order."""
+    """At most ``count`` training rows of each kind, twins together, and all validation rows, both in another order."""
     draw = random.Random(seed)
     by_id = {row.id: row for row in everything}
     train = [row for row in everything if row.split == "train"]
-    malicious = draw.sample([row for row in train if row.label == "malicious"], count)
+    malicious = _drawn(draw, [row for row in train if row.label == "malicious"], count)
     twins = [by_id[row.twin] for row in malicious if row.twin in by_id and by_id[row.twin].split == "train"]
-    benign = draw.sample([row for row in train if row.label == "benign" and not row.borderline], count)
+    benign = _drawn(draw, [row for row in train if row.label == "benign" and not row.borderline], count)
     validation = [row for row in everything if row.split == "validation"]
     draw.shuffle(validation)
     chosen = [*malicious, *twins[:count], *benign]
     draw.shuffle(chosen)
     return [*chosen, *validation]
+
+
+def _drawn(draw: random.Random, rows: Sequence[Any], count: int) -> list[Any]:
+    return draw.sample(rows, min(count, len(rows)))
 
 
 def run_one(base: Any, tokenizer: Any, rows: Sequence[Any], recipe: Any, out: Path) -> tuple[Any, dict[str, Any]]:
@@ -190,7 +194,9 @@ def table(found: Mapping[str, Mapping[int, Mapping[str, float]]], seeds: Sequenc
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--work", type=Path, required=True, metavar="DIR", help="where runs and figures are kept")
+    parser.add_argument(
+        "--work", type=Path, default=Path("runs/study"), metavar="DIR", help="where runs and figures are kept"
+    )
     parser.add_argument("--only", nargs="+", choices=VARIANTS, metavar="NAME", help="these, beside the default")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rows", type=int, default=120, help="training rows of each kind (default 120)")

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 WORTHWHILE = 8
 """Tokens; a shorter prefix is not worth a forward of its own."""
 _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}
-_ROUGH_TOLERANCE = 2e-2
+_ROUGH_TOLERANCE = 3e-2
+"""In bfloat16 rounding alone makes 0.026 on the embedded model."""
 REFUSED = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, NotImplementedError)
 """What a model raises that does not take what it is tried on."""
 
