@@ -82,7 +82,10 @@ def test_a_packed_pair_is_learnt_from_and_the_answer_is_the_oracles(family: str)
     pairs = [row for row in small.rows() if row.label == "malicious"][:2]
     accepts = forward_parameters(model)
     encode = Encoder(small.tokenizer(), None, 8)
-    collate = packed_if_alike(model, PairCollator(encode, wants_refusal=False), pairs, accepts)
+    collators: tuple[PairCollator, PairCollator] = PairCollator(encode, False), PackedCollator(encode, False)
+    collate = packed_if_alike(
+        model, *collators, pairs, lambda batch: torch.cat(pair_cross_entropy(model, batch, accepts)), accepts
+    )
     assert isinstance(collate, PackedCollator)
     wanted, unwanted = pair_cross_entropy(model.train(), collate(pairs), accepts)
     (wanted / unwanted).sum().backward()
