@@ -412,7 +412,7 @@ def main() -> None:
     judged = list(bars(found))
     for bar in judged:
         limit = "".join(f", {key.replace('_', ' ')} {bar[key]:.2f}" for key in ("at_most", "at_least") if key in bar)
-        limit += "".join(f", {bar[key]}" for key in ("note",) if key in bar)
+        limit += f", {bar['note']}" if "note" in bar else ""
         spread = f" ({bar['low']:+.2f} to {bar['high']:+.2f})" if "low" in bar else ""
         print(f"{bar['name']}: {bar['value']:.3f}{spread}{limit}")
     if args.json:
