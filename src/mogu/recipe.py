@@ -177,7 +177,8 @@ class ComputeRecipe:
     torch_compile: bool = False
     """Compile the model with torch's inductor; minutes at the start, and on a CPU it needs a C++ compiler."""
     keep_lower: bool = True
-    """Compute what enters the first routed layer once for each row, and keep it on disk for later epochs."""
+    """Compute what enters the first routed layer once for each row, and keep it on disk: for later epochs, and for the
+    base that routed answers are anchored to."""
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from torch.testing import assert_close
 
 from mogu.adapter.model import decoder_layers, set_stage
 from mogu.errors import AdapterError, TrainingError
+from mogu.recipe import BackboneRecipe
 from mogu.train import lower
 from mogu.train.batches import Encoder, PairCollator
 from mogu.train.lower import ENTRIES, LowerStates, Numbered, lower_states
@@ -180,10 +181,34 @@ def test_a_run_computes_the_lower_layers_once_for_each_row(
         routers=dataclasses.replace(small.RANDOM.routers, start="fit", epochs=2, rows=8, batch_size=1, accumulation=2),
     )
     train(small.base(), small.tokenizer(), small.rows(), recipe, tmp_path, model_name="tiny", batch_size=4)
-    # lines: in each stage a trial of two rows (for the routers one of each kind), and one more epoch: 6 pairs, two to a
-    # line, for each responder, 8 rows one at a time for the routers
-    assert sum(served) == (1 + 1 + 2 + 3 + 3 + 8 if kept else 0)
+    # lines: in each stage a trial of two rows, and one more epoch: 6 pairs, two to a line, for each responder, 8 rows
+    # one at a time for the routers
+    assert sum(served) == (1 + 1 + 1 + 3 + 3 + 8 if kept else 0)
     assert not list(tmp_path.rglob("lower.states*"))
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.0])
+def test_in_a_single_epoch_the_base_skips_what_the_routed_model_has_computed(
+    weight: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served: list[int] = []
+    real = lower.skipped
+
+    def counted(below: Any, hidden: torch.Tensor, outputs: Any) -> Any:
+        served.append(len(hidden))
+        return real(below, hidden, outputs)
+
+    monkeypatch.setattr(lower, "skipped", counted)
+    once = {name: dataclasses.replace(getattr(small.RECIPE, name), epochs=1) for name in ("glad", "unwill")}
+    recipe = dataclasses.replace(
+        small.RECIPE,
+        adapter=dataclasses.replace(small.RECIPE.adapter, layers_from=0.5, dropout=0.0),
+        routers=dataclasses.replace(small.RANDOM.routers, start="fit", epochs=1, rows=8, batch_size=4, accumulation=1),
+        backbone=BackboneRecipe(modules=("q",), anchor_weight=weight),
+        **once,
+    )
+    train(small.base(), small.tokenizer(), small.rows(), recipe, tmp_path, model_name="tiny", batch_size=4)
+    assert sum(served) == (1 + 2 if weight else 0)  # a trial; a line in each of two steps
 
 
 def test_decoder_layers_are_those_of_the_base() -> None:

@@ -128,7 +128,7 @@ def test_the_wanted_answer_comes_first_and_answers_are_cut(wants_refusal: bool) 
 
 def test_kinds_lie_apart_and_whole_answers_have_a_column_for_every_token() -> None:
     texts = [(([5, 6], [7, 8]),), (([5, 4], [3]),), (([5, 2], [1]),)]
-    batch = pack(texts, 0, kinds=[True, False, True], whole=True)
+    batch = pack(texts, 0, line_tokens=6, kinds=[True, False, True], whole=True)
     assert batch["input_ids"].tolist() == [[5, 6, 7, 8, 2, 1], [0, 0, 0, 5, 4, 3]]
     assert batch["targets"].tolist() == [
         [IGNORED, 7, 8, IGNORED, 1, IGNORED],
@@ -138,6 +138,14 @@ def test_kinds_lie_apart_and_whole_answers_have_a_column_for_every_token() -> No
     assert batch["segments"].tolist() == [[1, 3, 3, 3, 5, 5], [0, 0, 0, 1, 3, 3]]
     assert batch["line"].tolist() == [0, 1, 0]
     assert batch["columns"].tolist() == [[0, 1, 2, 3], [3, 4, 5, -1], [0, 4, 5, -1]]
+
+
+def test_kinds_lie_in_one_line_where_it_holds_all() -> None:
+    texts = [(([5, 6], [7, 8]),), (([5, 4], [3]),), (([5, 2], [1]),)]
+    apart, together = (pack(texts, 0, line_tokens=n, kinds=[True, False, True], whole=True) for n in (7, 8))
+    assert apart["line"].tolist() == [0, 1, 0]
+    assert together["input_ids"].tolist() == [[5, 6, 7, 8, 4, 3, 2, 1]]
+    assert together["line"].tolist() == [0, 0, 0]
 
 
 def test_lengths_are_those_of_unpadded_batches() -> None:

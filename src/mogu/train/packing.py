@@ -56,7 +56,8 @@ def pack(
         texts: Of each, (prompt, answer), as often as it has answers; the same number for all.
         pad_token_id: Id of padding.
         line_tokens: About so many columns make a line.
-        kinds: Of each text; those of different kinds lie in different lines. Default: all are alike.
+        kinds: Of each text; those of different kinds lie in different lines, unless one line holds all texts: apart,
+            they would be padded to the longest line. Default: all are alike.
         whole: Whether the last token of an answer has a column too, which predicts nothing.
 
     Returns:
@@ -72,17 +73,17 @@ def pack(
     [[[5, 6, 7, 6, 4, 4]], [[0, 1, 2, 1, 1, 1]], [[1, 3, 3, 4, 6, 7]], [[-100, 7, 8, 9, 3, 2]]]
     >>> [batch[name].tolist() for name in ("answers", "line", "columns")]
     [[[-1, 0, 0, 1, 2, 3]], [0, 0], [[0, 1, 2, 3], [0, 4, 5, -1]]]
-    >>> batch = pack([(([5, 6], [7, 8]),), (([5, 4], [3]),)], 0, kinds="ab", whole=True)
+    >>> batch = pack([(([5, 6], [7, 8]),), (([5, 4], [3]),)], 0, line_tokens=4, kinds="ab", whole=True)
     >>> [batch[name].tolist() for name in ("input_ids", "targets", "line")]
     [[[5, 6, 7, 8], [0, 5, 4, 3]], [[-100, 7, 8, -100], [-100, -100, 3, -100]], [0, 1]]
     """
     shared = _shared_length([text[0][0][:-1] for text in texts])
     sizes = [_columns_of(text, whole) - shared for text in texts]
-    kinds = [None] * len(texts) if kinds is None else kinds
+    room = max(line_tokens - shared, 1)
+    kinds = [None] * len(texts) if kinds is None or sum(sizes) <= room else kinds
     lines: list[_Line] = []
     for kind in dict.fromkeys(kinds):
         numbers = [number for number in range(len(texts)) if kinds[number] == kind]
-        room = max(line_tokens - shared, 1)
         count = min(max(-(-sum(sizes[number] for number in numbers) // room), 1), len(numbers))
         found = [_Line() for _ in range(count)]
         for number in sorted(numbers, key=lambda number: (-sizes[number], number)):
@@ -192,7 +193,7 @@ class PackedCollator(PairCollator):
 
 @dataclass(frozen=True)
 class PackedRouterCollator(RouterCollator):
-    """Rows for the routers, packed; malicious and benign ones in lines of their own."""
+    """Rows for the routers, packed; malicious and benign ones in lines of their own where they are many."""
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
         """The tensors of :func:`pack`, answers to their last token, and ``malicious`` (rows,) bool."""
