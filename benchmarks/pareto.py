@@ -40,6 +40,7 @@ VARIANTS: dict[str, tuple[str, str, Change]] = {
         "quickstart-v2",
         {"adapter": {"layers": "random"}, **_FIT_ONLY},
     ),
+    "all-rows": ("as v2, routers fitted on all rows", "quickstart-v2", {"routers": {"fit_rows": None}}),
     "probe-trained": ("probed layers, routers trained, no backbone LoRA", "quickstart-v2", _NO_LORA),
     "random-lora": (
         "as many layers by chance, routers trained with a LoRA",
@@ -48,12 +49,12 @@ VARIANTS: dict[str, tuple[str, str, Change]] = {
     ),
     "all-lora": ("every layer, routers trained with a backbone LoRA", "quickstart-v2", _ALL),
 }
-DIALLED = (V2,)
+DIALLED = (V2, "all-rows")
 """Variants that answer at more positions of the safety dial: one point each says little about two axes."""
 PREFILLED = "held-out malicious, prefilled"
 UNASKED = ("probe-fit", "random-fit")
 """Variants that only say how well the layers that they route tell what is asked."""
-LIKE = {"probe-fit": V2, "probe-trained": V2}
+LIKE = dict.fromkeys(("probe-fit", "all-rows", "probe-trained"), V2)
 """Variants with the layers and the responders of another one, which are trained once; their seconds count for both."""
 
 
@@ -83,7 +84,7 @@ def recipe_of(name: str, seed: int, sizes: Sizes) -> Any:
 
     _, shipped, change = VARIANTS[name]
     recipe = dataclasses.replace(load_recipe(shipped), name=name, seed=seed)
-    shifts = (0.0,) if name in UNASKED else (-2.4, -1.6, -0.8, 0.0)
+    shifts = (0.0,) if name in UNASKED else (-2.4, -1.6, -0.8, 0.0, 0.8, 1.6)
     balance = {"shifts": shifts, "prompts": sizes.prompts, "new_tokens": 16}
     sections = {"balance": balance, "routers": {"hold_out": 0.2}}
     for section, values in change.items():

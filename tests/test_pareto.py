@@ -35,7 +35,7 @@ def test_over_refusal_is_compared_where_both_comply_as_often(pareto: Any) -> Non
     one = pareto.at_equal_compliance(found, "v2", "v1", ["harm"], "fine")
     assert one.difference == pytest.approx(0.15 - 0.3)
     assert one.complied == pytest.approx(0.3)
-    assert one.reached
+    assert (one.beyond, one.seeds) == (0, 2)
     assert one.low < one.difference < one.high < 0
     assert pareto.at_equal_compliance(found, "v2", "v1", ["harm"], "fine") == one
 
@@ -45,7 +45,22 @@ def test_beyond_the_dial_the_nearest_position_counts_and_says_so(pareto: Any, co
     found = {"v1": answers(complied, 0.3), "v2": answers(0.2, 0.2), "v2@-1": answers(0.4, 0.1)}
     one = pareto.at_equal_compliance(found, "v2", "v1", ["harm"], "fine")
     assert one.difference == pytest.approx(refused - 0.3)
-    assert not one.reached
+    assert one.beyond == 2
+
+
+def test_seeds_are_compared_one_by_one(pareto: Any) -> None:
+    """Where shifts differ, positions of the dial do not mean the same; means over seeds lie on no seed's front."""
+    mild, firm = answers(0.6, 0.0), answers(0.2, 0.6)
+    other = {0: answers(0.6, 0.1)[0], 1: answers(0.2, 0.7)[1]}
+    found = {"v1": other, "v2": {0: mild[0], 1: firm[1]}, "v2@+1": {0: answers(0.3, 0.3)[0], 1: answers(0.0, 0.9)[1]}}
+    one = pareto.at_equal_compliance(found, "v2", "v1", ["harm"], "fine")
+    assert one.difference == pytest.approx(-0.1)
+    assert (one.complied, one.beyond) == (pytest.approx(0.4), 0)
+
+
+def test_seeds_without_all_positions_are_left_out(pareto: Any) -> None:
+    found = {"v1": answers(0.2, 0.3), "v2": answers(0.2, 0.2), "v2@+1": {0: answers(0.1, 0.4)[0]}}
+    assert pareto.at_equal_compliance(found, "v2", "v1", ["harm"], "fine").seeds == 1
 
 
 def test_the_bar_names_where_they_are_compared(pareto: Any) -> None:
@@ -54,5 +69,7 @@ def test_the_bar_names_where_they_are_compared(pareto: Any) -> None:
         for record in by_seed.values():
             record["figures"] = dict.fromkeys(("parameters", "handover_ms", "train_seconds", "reread"), 1.0)
     bars = {bar["name"]: bar for bar in pareto.bars(found)}
-    assert bars["v2 - v1, refusal on fine at equal compliance"]["note"] == "v1 complies with 60%, v2 nowhere as often"
+    for what in ("malicious prompts", "all attacks"):
+        bar = bars[f"v2 - v1, refusal on fine at equal compliance with {what}"]
+        assert bar["note"] == "v1 complies with 60%, beyond v2's dial in 2 of 2 seeds"
     assert bars["v2 - v1, complied on harm"]["value"] == pytest.approx(-0.4)
