@@ -76,6 +76,10 @@ class Sizes:
 
 
 QUICK = Sizes(rows=16, prompts=6, held_out=8, limit=20, new_tokens=16)
+QUICK_SAYS = (
+    "16 rows of each kind show that all of it works; training times, layers and rates of a full size are others "
+    "(docs/v2.md)"
+)
 
 
 def recipe_of(name: str, seed: int, sizes: Sizes) -> Any:
@@ -416,9 +420,12 @@ def main() -> None:
         limit += f", {bar['note']}" if "note" in bar else ""
         spread = f" ({bar['low']:+.2f} to {bar['high']:+.2f})" if "low" in bar else ""
         print(f"{bar['name']}: {bar['value']:.3f}{spread}{limit}")
+    if args.quick:
+        print(f"\n{QUICK_SAYS}")
     if args.json:
         content = {
             "benchmark": "pareto",
+            **({"note": QUICK_SAYS} if args.quick else {}),
             "machine": machine(),
             "settings": {
                 **dataclasses.asdict(sizes),
