@@ -162,18 +162,22 @@ def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         train(small.base(), small.tokenizer(), small.rows(), recipe, tmp_path, model_name="tiny", batch_size=4)
 
 
-@pytest.mark.parametrize("kept", [True, False])
-def test_a_run_computes_the_lower_layers_once_for_each_row(
-    kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    served: list[int] = []
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Lines of each forward that skipped the lower layers."""
+    found: list[int] = []
     real = lower.skipped
 
     def counted(below: Any, hidden: torch.Tensor, outputs: Any) -> Any:
-        served.append(len(hidden))
+        found.append(len(hidden))
         return real(below, hidden, outputs)
 
     monkeypatch.setattr(lower, "skipped", counted)
+    return found
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_run_computes_the_lower_layers_once_for_each_row(kept: bool, tmp_path: Path, served: list[int]) -> None:
     recipe = dataclasses.replace(
         small.RECIPE,
         adapter=dataclasses.replace(small.RECIPE.adapter, layers_from=0.5, dropout=0.0),
@@ -189,16 +193,8 @@ def test_a_run_computes_the_lower_layers_once_for_each_row(
 
 @pytest.mark.parametrize("weight", [1.0, 0.0])
 def test_in_a_single_epoch_the_base_skips_what_the_routed_model_has_computed(
-    weight: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    weight: float, tmp_path: Path, served: list[int]
 ) -> None:
-    served: list[int] = []
-    real = lower.skipped
-
-    def counted(below: Any, hidden: torch.Tensor, outputs: Any) -> Any:
-        served.append(len(hidden))
-        return real(below, hidden, outputs)
-
-    monkeypatch.setattr(lower, "skipped", counted)
     once = {name: dataclasses.replace(getattr(small.RECIPE, name), epochs=1) for name in ("glad", "unwill")}
     recipe = dataclasses.replace(
         small.RECIPE,

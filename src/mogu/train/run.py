@@ -423,7 +423,7 @@ class Run:
             data_collator=collate,
             callbacks=[*self._reporters("routers"), *([] if watch is None else [watch])],
         )
-        if recipe.epochs > 1 or trainer.anchored:  # the base's side of an anchor reads a row once more
+        if recipe.epochs > 1 or trainer.anchor_weight > 0:  # the base's side of an anchor reads a row once more
             self._keep_lower(trainer, rows, folder, losses)
         self._run_trainer(trainer, folder, watch)
         if watch is None:

@@ -179,9 +179,9 @@ class RouterTrainer(AdapterTrainer):
         self.backbone = backbone if backbone is not None and backbone.modules else None
 
     @property
-    def anchored(self) -> bool:
-        """Whether the plain base reads benign rows beside the routed model."""
-        return self.backbone is not None and self.backbone.anchor_weight > 0
+    def anchor_weight(self) -> float:
+        """β of the KL from the base; above 0, the plain base reads benign rows beside the routed model."""
+        return 0.0 if self.backbone is None else self.backbone.anchor_weight
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         """As Trainer's; the backbone LoRA learns at a rate of its own."""
@@ -209,9 +209,8 @@ class RouterTrainer(AdapterTrainer):
         weights_of_rows = inputs.get(WEIGHTS)
         penalty = router_penalty(unwill, glad, inputs["malicious"], mask, self.recipe.penalty, weights_of_rows)
         loss = over_rows(said.cross_entropy(), weights_of_rows) + self.recipe.penalty_weight * penalty
-        if self.anchored:
-            assert self.backbone is not None
-            loss = loss + self.backbone.anchor_weight * self._from_base(model, inputs, said)
+        if self.anchor_weight > 0:
+            loss = loss + self.anchor_weight * self._from_base(model, inputs, said)
         return (self.finite(loss), None) if return_outputs else self.finite(loss)
 
     def _from_base(self, model: nn.Module, inputs: dict[str, torch.Tensor], said: Predicted) -> torch.Tensor:
